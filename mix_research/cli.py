@@ -31,7 +31,8 @@ def execute(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        papermill.execute_notebook(source, target, {k: v for k, v in given.items() if k in known}, cwd=source.parent, progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(source, target, {k: v for k, v in given.items() if k in known}, cwd=source.parent, progress_bar=False, kernel_name="python3",
+                                   extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
 # %% ../nbs/21_cli.ipynb #e8efa51e

@@ -209,7 +209,7 @@ class Cutout(Mixer):
         w, lam = self.mask(torch.ones(n, device=x.device), index, x, partner, generator)
         return Mix(index, w, torch.ones(len(index), device=x.device), (Paste(),))
 
-# %% ../nbs/02_mixers.ipynb #9cc29bcd
+# %% ../nbs/02_mixers.ipynb #f885c671
 def check_mixer(
     mixer:Mixer, # the mixer to test
     dims=(1, 2, 3), # numbers of spatial axes it supports; with others it must raise ValueError

@@ -1,0 +1,41 @@
+# Every target works on a fresh checkout: what it needs is installed into .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+README_DIR ?= .
+
+.PHONY: reproduce test lab lib readme render bench
+reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
+	mix-research reproduce randomix/table_1 --preset smoke
+
+test: .venv/ready ## every notebook and every test
+	nbdev_test --n_workers 2
+	pytest -q -rs
+
+lab: .venv/ready ## JupyterLab
+	jupyter lab
+
+lib: .venv/ready ## the library from its.notebooks
+	nbdev_export
+	nbdev_clean
+	nbdev_clean --fname papers
+
+render: lib ## execute all notebooks in place; papers' tables show the committed records
+	for f in nbs/*.ipynb papers/*/*.ipynb; do jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$f || exit 1; done
+	nbdev_clean
+	nbdev_clean --fname papers
+
+readme: .venv/ready ## README.md from nbs/index.ipynb
+	jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir $(README_DIR) --output README \
+	  --NbConvertApp.output_files_dir=nbs/images --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_input_tags=hide_input --TagRemovePreprocessor.remove_cell_tags=hide_cell
+
+bench: .venv/ready ## what mixing costs on this machine
+	mkdir -p reproduced && papermill --no-progress-bar papers/speed.ipynb reproduced/speed.ipynb
+	@echo "notebook: reproduced/speed.ipynb"
+
+.venv/ready: constraints.txt settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q --disable-pip-version-check uv
+	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev]"
+	touch $@
