@@ -4,11 +4,13 @@
 
 # %% ../nbs/10_callback.ipynb #95f2b8cc
 from __future__ import annotations
+from contextlib import nullcontext
+from functools import partial
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor
 from .augment import Pipeline
-from .mixers import Mixer
+from .mixers import FeatureMixer, Mixer
 
 # %% auto #0
 __all__ = ['Augment', 'MixCallback']
@@ -41,16 +43,30 @@ class MixCallback(Callback):
         generator:torch.Generator|None=None, # source of randomness, on the device of the batches; torch's own state if not given
     ): self.mixer, self.generator = mixer, generator
 
+    def before_fit(self):
+        if isinstance(self.mixer, FeatureMixer): self.learn._do_one_batch = partial(_step_inside, self.learn, self)
+
+    def after_fit(self): vars(self.learn).pop("_do_one_batch", None)
+
     def before_batch(self):
         if len(self.xb) != 1 or len(self.yb) != 1: raise ValueError(f"MixCallback: expected one input and one target, got {len(self.xb)} and {len(self.yb)}")
         x, y = (t.as_subclass(Tensor) for t in (self.xb[0], self.yb[0])) # fastai's typed tensors mean nothing once mixed
+        self.learn.xb, self.learn.yb = (x,), (y,)
+        if isinstance(self.mixer, FeatureMixer): return
         partner = self.learn.augment.view() if self.mixer.views > 1 else None
         x, self.mixed = self.mixer(x, y, partner, self.generator)
         self.learn.xb = (x,)
 
-    def after_pred(self): self.labels, self.learn.yb = self.learn.yb, ()
+    def after_pred(self):
+        if isinstance(self.mixer, FeatureMixer): self.mixed = self.mixing.target
+        self.labels, self.learn.yb = self.learn.yb, ()
 
     def after_loss(self):
         self.learn.yb = self.labels
         self.learn.loss_grad = self.mixed.loss(self.loss_func, self.pred)
         self.learn.loss = self.learn.loss_grad.clone()
+
+def _step_inside(learn, mix):
+    "The learner's own step; a training batch inside the context of the feature-level mixer of `mix`."
+    inside = learn.training and mix in learn.cbs
+    with mix.mixer.at(learn.model, learn.xb[0], learn.yb[0], mix.generator) if inside else nullcontext() as mix.mixing: type(learn)._do_one_batch(learn)

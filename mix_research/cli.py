@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from . import study
 from .study import Study
-from .train import BadRecord, Record, Store
+from .record import BadRecord, Record
 
 # %% auto #0
 __all__ = ['execute', 'show_table', 'cmd_list', 'cmd_reproduce', 'cmd_show', 'cmd_status', 'main']
@@ -38,8 +38,8 @@ def execute(
 # %% ../nbs/21_cli.ipynb #e8efa51e
 def show_table(s:Study):
     "Prints the table of a study, if it has one."
-    if "metric" not in s.spec: return
-    with pd.option_context("display.width", 10**4, "display.max_columns", None): print(f"\n{s.name}\n{s.table().to_markdown()}\n\n{s.caption()}")
+    if "metrics" not in s.spec: return
+    with pd.option_context("display.width", 10**4, "display.max_columns", None): print(f"\n{s.name}\n{s.table().to_markdown(disable_numparse=True)}\n\n{s.caption()}")
 
 def cmd_list(a) -> int:
     "Every table and figure, and how many of its runs have a record: committed, and your own."

@@ -4,7 +4,7 @@
 
 # %% ../nbs/08_data.ipynb #a919f9ab
 from __future__ import annotations
-import os
+import gzip, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +15,8 @@ from torch import Tensor
 from .mixers import check_choice
 
 # %% auto #0
-__all__ = ['DEBIAN_FASHION_MNIST', 'DATASETS', 'Dataset', 'Batches', 'DataNotFound', 'data_root', 'digits', 'torchvision_images',
-           'image_folder', 'check_dataset', 'load']
+__all__ = ['DEBIAN_FASHION_MNIST', 'DATASETS', 'Dataset', 'Batches', 'stratified_split', 'DataNotFound', 'data_root', 'digits',
+           'torchvision_images', 'image_folder', 'check_dataset', 'load']
 
 # %% ../nbs/08_data.ipynb #704f47ca
 @dataclass
@@ -56,21 +56,27 @@ class Batches:
         shuffle:bool=False, # a new order every epoch
         drop_last:bool=False, # leave out an incomplete last batch
         generator:torch.Generator|None=None, # source of the order, on the CPU
+        sampler=None, # yields a list of indices per batch and has a length; then it alone decides about order, sizes and the last batch
     ):
+        if sampler is not None and (shuffle or drop_last): raise ValueError("sampler: decides the order and the last batch itself; leave shuffle and drop_last at False")
         if not 0 < batch_size: raise ValueError(f"batch_size: expected an integer > 0, got {batch_size}")
         if drop_last and len(x) < batch_size: raise ValueError(f"batch_size: {batch_size} is larger than the data set ({len(x)} images)")
         self.x, self.y, self.batch_size, self.shuffle, self.drop_last, self.generator = x, y, batch_size, shuffle, drop_last, generator
-        self.device, self.dataset = x.device, range(len(x))
+        self.device, self.dataset, self.sampler = x.device, range(len(x)), sampler
 
     def __len__(self):
+        if self.sampler is not None: return len(self.sampler)
         n, b = len(self.x), self.batch_size
         return n // b if self.drop_last else -(-n // b)
 
+    def _indices(self): # of each batch, on the device, sent in one piece
+        if self.sampler is None: return torch.randperm(len(self.x), generator=self.generator).to(self.device).split(self.batch_size)
+        parts = list(self.sampler)
+        return torch.tensor([i for part in parts for i in part]).to(self.device).split([len(part) for part in parts])
+
     def __iter__(self):
-        if not self.shuffle: batches = ((self.x[i:i+self.batch_size], self.y[i:i+self.batch_size]) for i in range(0, len(self.x), self.batch_size))
-        else:
-            order = torch.randperm(len(self.x), generator=self.generator).to(self.device)
-            batches = ((self.x.index_select(0, i), self.y.index_select(0, i)) for i in order.split(self.batch_size))
+        if not self.shuffle and self.sampler is None: batches = ((self.x[i:i+self.batch_size], self.y[i:i+self.batch_size]) for i in range(0, len(self.x), self.batch_size))
+        else: batches = ((self.x.index_select(0, i), self.y.index_select(0, i)) for i in self._indices())
         for _, batch in zip(range(len(self)), batches): yield batch
 
     def new(self, shuffle=False, drop_last=False, **kwargs):
@@ -78,6 +84,22 @@ class Batches:
         return Batches(self.x, self.y, self.batch_size, shuffle, drop_last, self.generator)
 
 # %% ../nbs/08_data.ipynb #623c37e7
+def stratified_split(
+    y:Tensor, # labels, (N,) integers
+    share:float=.1, # share of each class for validation, in (0, 1)
+    generator:torch.Generator|None=None, # source of randomness, on the CPU
+) -> tuple[Tensor, Tensor]: # indices for training and for validation, each in ascending order
+    "Splits off `share` of every class, rounded, but at least one image where there are two, and never the last."
+    if not 0 < share < 1: raise ValueError(f"share: expected a number in (0, 1), got {share}")
+    _, y, count = y.cpu().unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(y), generator=generator)
+    order = order[y[order].argsort(stable=True)] # class by class, each in random order
+    rank = torch.arange(len(y)) - (count.cumsum(0) - count)[y[order]]
+    take = torch.minimum((share * count).round().clamp(min=1), count - 1)
+    valid = rank < take[y[order]]
+    return order[~valid].sort().values, order[valid].sort().values
+
+# %% ../nbs/08_data.ipynb #32782b31
 class DataNotFound(FileNotFoundError):
     "A data set's files are not where they were looked for."
 
@@ -87,7 +109,7 @@ def data_root(
     "The folder in which data sets are looked for."
     return Path(root or os.environ.get("MIX_RESEARCH_DATA") or "~/.mix_research/data").expanduser()
 
-# %% ../nbs/08_data.ipynb #788ed7b2
+# %% ../nbs/08_data.ipynb #f8c86b3d
 def digits(root:Path, download:bool) -> Dataset:
     "scikit-learn's handwritten digits at 16 x 16, 20 training images per class."
     from sklearn.datasets import load_digits
@@ -98,14 +120,17 @@ def digits(root:Path, download:bool) -> Dataset:
     test = torch.ones(len(y), dtype=torch.bool).index_fill_(0, train, False)
     return Dataset("digits", x[train], y[train], x[test], y[test], [str(c) for c in range(10)])
 
-# %% ../nbs/08_data.ipynb #171ec185
+# %% ../nbs/08_data.ipynb #2c6f08ec
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
-def _packed_fashion_mnist(raw:Path) -> bool: # are the four .gz files there?
-    if not raw.exists() and len(files := sorted(DEBIAN_FASHION_MNIST.glob("*-ubyte.gz"))) == 4:
-        raw.mkdir(parents=True)
-        for f in files: (raw / f.name).symlink_to(f)
-    return len(list(raw.glob("*-ubyte.gz"))) == 4
+def _unpack_fashion_mnist(raw:Path):
+    "Unpacks the four .gz files, of Debian or beside their place; torchvision would fetch them again, since their hashes depend on the packer."
+    packed = next((f for f in (sorted(d.glob("*-ubyte.gz")) for d in (raw, DEBIAN_FASHION_MNIST)) if len(f) == 4), [])
+    for f in packed:
+        if (raw / f.stem).exists(): continue
+        raw.mkdir(parents=True, exist_ok=True)
+        with gzip.open(f) as source, open(raw / f".{f.stem}", "wb") as target: shutil.copyfileobj(source, target)
+        (raw / f".{f.stem}").rename(raw / f.stem)
 
 def torchvision_images(
     name:str, # "fashion_mnist", "cifar10" or "cifar100"
@@ -119,7 +144,7 @@ def torchvision_images(
         "cifar10": (datasets.CIFAR10, "cifar-10-batches-py", "the contents of cifar-10-python.tar.gz there"),
         "cifar100": (datasets.CIFAR100, "cifar-100-python", "the contents of cifar-100-python.tar.gz there"),
     }[name]
-    if name == "fashion_mnist": download = download or _packed_fashion_mnist(root / where) # torchvision unpacks what is there
+    if name == "fashion_mnist": _unpack_fashion_mnist(root / where)
     try: train, test = (cls(root, train=t, download=download) for t in (True, False))
     except (RuntimeError, OSError) as e:
         raise DataNotFound(f"{name}: no complete data set in {root / where}; put {source}, or download it with download=True (--download). {str(e).splitlines()[0]}") from e
@@ -128,7 +153,7 @@ def torchvision_images(
         return (x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous(), torch.as_tensor(d.targets)
     return Dataset(name, *tensors(train), *tensors(test), list(train.classes))
 
-# %% ../nbs/08_data.ipynb #3034a87b
+# %% ../nbs/08_data.ipynb #c3505009
 def _decode(path:str):
     from PIL import Image
     try:
@@ -153,7 +178,7 @@ def image_folder(
     if train.classes != test.classes: raise ValueError(f"{name}: training and test classes differ: {sorted(set(train.classes) ^ set(test.classes))}")
     return Dataset(name, *tensors(train), *tensors(test), train.classes)
 
-# %% ../nbs/08_data.ipynb #781b8cb5
+# %% ../nbs/08_data.ipynb #110ea4ed
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg")
 
 def check_dataset(

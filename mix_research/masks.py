@@ -4,14 +4,15 @@
 
 # %% ../nbs/01_masks.ipynb #122a148f
 from __future__ import annotations
-from functools import lru_cache
+from functools import lru_cache, reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SPECTRA', 'BINS', 'linear', 'intervals', 'outer', 'centres', 'box', 'decay', 'noise_shape', 'fourier_field',
-           'top_level', 'top_count', 'keep_top', 'fourier', 'spectral_residual', 'saliency_peak']
+__all__ = ['SPECTRA', 'BINS', 'SIGMAS', 'linear', 'intervals', 'outer', 'points', 'centres', 'box', 'decay', 'noise_shape',
+           'fourier_field', 'top_level', 'top_count', 'keep_top', 'fourier', 'lattice', 'grid', 'ellipse', 'gaussian',
+           'rotate_shear', 'smooth', 'grey', 'spectral_residual', 'saliency_peak']
 
 # %% ../nbs/01_masks.ipynb #f38ea68b
 def linear(
@@ -23,33 +24,42 @@ def linear(
     return lam.view(-1, *[1] * (1 + len(size))), lam
 
 # %% ../nbs/01_masks.ipynb #e09dfecc
+@lru_cache(maxsize=64)
+def _pixels(n:int, device) -> Tensor: return torch.arange(n, device=device) + .5 # centres of n pixels
+
 def intervals(
     centre:Tensor, # centre of the interval in pixels, (B,)
     half:Tensor, # half its length, (B,) or (1,)
     n:int, # pixels along the axis
 ) -> Tensor: # 1 inside [centre - half, centre + half), 0 outside, (B, n) float32
     "An interval per row, clipped at the border."
-    distance = (torch.arange(n, device=centre.device) + .5 - centre[:, None]).abs_()
+    distance = (_pixels(n, centre.device) - centre[:, None]).abs_()
     return torch.lt(distance, half[:, None], out=torch.empty_like(distance))
 
 def outer(
-    sides:list, # for each spatial axis, (B, n_i)
+    sides:list, # for each spatial axis, (B, n_i), in [0, 1]
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
-    "The complement of the box that the intervals span, and the share it keeps."
-    box, area = 1, 1
-    for i, side in enumerate(sides):
-        box = box * side.view(len(side), 1, *[-1 if i == j else 1 for j in range(len(sides))])
-        area = area * side.mean(1)
-    return 1 - box, 1 - area
+    "$1 - \\prod_i$ side$_i$: the complement of the box that intervals span, and the share it keeps."
+    views = [side.view(len(side), 1, *[-1 if i == j else 1 for j in range(len(sides))]) for i, side in enumerate(sides)]
+    area = reduce(torch.mul, [side.mean(1) for side in sides])
+    return reduce(torch.mul, views[1:], -views[0]).add_(1), 1 - area
+
+def points(
+    n:int, # how many
+    size:tuple, # spatial size S
+    device=None, generator:torch.Generator|None=None,
+) -> Tensor: # (n, d) float32, in pixels
+    "Points drawn uniformly from an image."
+    u = torch.rand(len(size), n, device=device, generator=generator)
+    return torch.stack([u[i] * k for i, k in enumerate(size)], 1)
 
 def centres(
     n:int, # how many
     size:tuple, # spatial size S
     device=None, generator:torch.Generator|None=None,
 ) -> Tensor: # (n, d) float32, whole pixels
-    "Points drawn uniformly from the pixels of an image."
-    u = torch.rand(len(size), n, device=device, generator=generator)
-    return torch.stack([u[i] * k for i, k in enumerate(size)], 1).floor_()
+    "Pixels drawn uniformly from an image."
+    return points(n, size, device, generator).floor_()
 
 def box(
     s:Tensor, # share to replace before clipping, (B,) or (1,)
@@ -59,7 +69,7 @@ def box(
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
     "$w = 0$ inside a box of sides $s^{1/d} S$, 1 outside."
     if centre is None: centre = centres(len(s), size, s.device, generator)
-    root = s ** (1 / len(size)) / 2
+    root = (s.sqrt() if len(size) == 2 else s ** (1 / len(size))) / 2
     return outer([intervals(centre[:, i], (root * n).floor_(), n) for i, n in enumerate(size)])
 
 # %% ../nbs/01_masks.ipynb #3ccc4ec6
@@ -168,22 +178,117 @@ def fourier(
     return keep_top(fourier_field(z, size, delta, spectrum), s, exact, max_soft, generator)
 
 # %% ../nbs/01_masks.ipynb #a939f784
+def lattice(
+    n:int, # how many
+    size:tuple, # (H, W)
+    area:tuple=(.5, 1.), aspect:tuple=(.5, 2.), # ranges of the rectangle's share of the image, and of height : width, relative to the image's
+    cells:tuple=(2, 6), # fewest and most cells along a side
+    device=None, generator:torch.Generator|None=None,
+) -> tuple[Tensor, Tensor]: # top, left, height, width of the rectangle in pixels, (n, 4); cells along a side, (n,)
+    "Draws the rectangles that `grid` cuts into cells."
+    u = torch.rand(5, n, device=device, generator=generator)
+    a, r = (low + (high - low) * v for (low, high), v in zip((area, aspect), u))
+    sides = [torch.clamp(f.sqrt_(), max=1) * k for f, k in zip((a * r, a / r), size)]
+    corner = [v * (k - side) for v, k, side in zip(u[3:], size, sides)]
+    return torch.stack(corner + sides, 1), (cells[0] + u[2] * (cells[1] - cells[0] + 1)).floor_()
+
+def grid(
+    s:Tensor, # share of each cell to replace, (B,)
+    size:tuple, # (H, W)
+    rect:Tensor|None=None, # top, left, height, width in pixels, (B, 4); drawn by `lattice` if not given, as is `n`
+    n:Tensor|None=None, # cells along a side, (B,)
+    generator:torch.Generator|None=None, # source of randomness
+) -> tuple[Tensor, Tensor]: # w, (B, 1, H, W) and lam, (B,)
+    "$w = 0$ in the holes of an n x n lattice, 1 elsewhere and outside its rectangle."
+    if rect is None: rect, n = lattice(len(s), size, device=s.device, generator=generator)
+    sides, root, n = [], s.sqrt()[:, None], n[:, None]
+    for i, k in enumerate(size):
+        t = (torch.arange(k, device=s.device) + .5 - rect[:, i, None]) * (n / rect[:, 2 + i, None]) # in cells from the corner
+        sides.append(((t >= 0) & (t < n) & (t - t.floor() < root)).float())
+    return outer(sides)
+
+# %% ../nbs/01_masks.ipynb #c0480856
+SIGMAS = ("area", "printed")
+
+def ellipse(
+    q:Tensor, # correlation, (B,) in [-1, 1]; $1 \pm q$ is held above 1e-6
+    theta:Tensor, # angle of the rotation, (B,), in radians
+) -> Tensor: # rows of $A$, (2, 2, B): $|A d|^2 = \sqrt{\det\Sigma}\,d^\top R\,\Sigma^{-1} R^\top d$
+    "The map that makes the ellipse a circle of the same area."
+    root, phi = ((1 - q).clamp_(min=1e-6) / (1 + q).clamp_(min=1e-6)) ** .25, theta + torch.pi / 4 # of r
+    cos, sin = phi.cos(), phi.sin()
+    return torch.stack([torch.stack([cos * root, sin * root]), torch.stack([-sin / root, cos / root])])
+
+def gaussian(
+    s:Tensor, # share to replace, (B,)
+    size:tuple, # spatial size S; (H, W) with a covariance
+    sigma:str="area", # "area": the bump has area s*N^2; "printed": $\sigma = \sqrt{s} N$ as printed
+    q:Tensor|None=None, theta:Tensor|None=None, # covariance and its rotation in radians, (B,); None: a circle
+    centre:Tensor|None=None, # in pixels, (B, d); uniform over the image if not given
+    generator:torch.Generator|None=None, # source of randomness
+) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
+    "$w = 1 - \\exp(-\\pi\\,|p - c|^2 / (s N^2))$ (MiAMix, eq. 3 and 4)."
+    d, volume = len(size), float(torch.Size(size).numel())
+    if centre is None: centre = points(len(s), size, s.device, generator)
+    a = (s * 2 * torch.pi if sigma == "printed" else s ** (2 / d)) * volume ** (2 / d)
+    unit = (torch.pi / a.clamp(min=1e-6)).sqrt_()[:, None] # distances in units in which the bump is exp(-|p|^2)
+    away = [(torch.arange(k, device=s.device, dtype=s.dtype) + .5 - centre[:, i, None]) * unit for i, k in enumerate(size)]
+    if q is None: return outer([t.square_().neg_().exp_() for t in away])
+    along, across = ((by_y * away[0])[..., None] + (by_x * away[1])[:, None] for by_y, by_x in ellipse(q, theta)[..., None])
+    w = along.square_().addcmul_(across, across).neg_().expm1_().neg_()[:, None]
+    return w, w.mean((1, 2, 3))
+
+# %% ../nbs/01_masks.ipynb #e28096be
+def rotate_shear(
+    w:Tensor, # masks, (B, 1, H, W)
+    angle:Tensor, # of the rotation, (B,), in radians, counter-clockwise as seen
+    shear:Tensor, # of the columns, (B,): a row one pixel higher moves this many pixels to the right
+) -> Tensor: # (B, 1, H, W)
+    "Masks sheared, then rotated about their centre; $w = 1$ comes in at the border."
+    if w.ndim != 4: raise ValueError(f"rotate_shear: needs masks (B, 1, H, W), got shape {tuple(w.shape)}")
+    B, _, H, W = w.shape
+    angle, shear = angle.to(w.dtype), shear.to(w.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    y, x = (torch.arange(n, device=w.device, dtype=w.dtype) - (n - 1) / 2 for n in (H, W))
+    come_from, at = torch.empty(B, H, W, 2, dtype=w.dtype, device=w.device), ((cos + shear * sin, -sin + shear * cos, W), (sin, cos, H))
+    for i, (by_x, by_y, n) in enumerate(at):
+        torch.add((by_x[:, None] * x * (2 / n))[:, None], (by_y[:, None] * y * (2 / n))[..., None], out=come_from[..., i])
+    return 1 - F.grid_sample(1 - w, come_from, align_corners=False)
+
+# %% ../nbs/01_masks.ipynb #ee136e03
+def smooth(
+    w:Tensor, # masks, (B, 1, *S)
+    window:Tensor, # sides of the windows, odd, (B,)
+) -> Tensor: # (B, 1, *S)
+    "Masks under an average filter, each with its own window."
+    for axis in range(2, w.ndim):
+        i = torch.arange(w.shape[axis], device=w.device)
+        band = ((i[:, None] - i).abs() * 2 < window.view(-1, 1, 1)).to(w.dtype)
+        band = band / band.sum(-1, keepdim=True)
+        w = torch.matmul(w.movedim(axis, -1), band.mT.view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])).movedim(-1, axis)
+    return w
+
+# %% ../nbs/01_masks.ipynb #ebad227c
 def _filtered(x:Tensor, kernel:Tensor):
     "Separable filter with reflecting borders; x (B, H, W), kernel (k,)."
     r = len(kernel) // 2
     x = F.pad(x[:, None], (r, r, r, r), mode="reflect")
     return F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
 
+def grey(
+    x:Tensor, # images, (B, C, *S), floating point; three channels are taken as red, green, blue
+) -> Tensor: # (B, *S) float32
+    "Luminance of colour images, the mean of other channels."
+    return (.299 * x[:, 0] + .587 * x[:, 1] + .114 * x[:, 2] if x.shape[1] == 3 else x.mean(1)).float()
+
 def spectral_residual(
     x:Tensor, # images, (B, C, H, W), floating point; three channels are taken as red, green, blue
 ) -> Tensor: # saliency, (B, H, W) float32, largest value of each image 1
     "Saliency by the spectral residual of the grey image."
-    x = x.float()
-    grey = .299 * x[:, 0] + .587 * x[:, 1] + .114 * x[:, 2] if x.shape[1] == 3 else x.mean(1)
-    grey = F.interpolate(grey[:, None], size=[min(64, n) for n in x.shape[2:]], mode="bilinear", align_corners=False)[:, 0]
-    spectrum = torch.fft.fft2(grey)
+    shade = F.interpolate(grey(x)[:, None], size=[min(64, n) for n in x.shape[2:]], mode="bilinear", align_corners=False)[:, 0]
+    spectrum = torch.fft.fft2(shade)
     log = spectrum.abs().clamp_(min=1e-12).log_()
-    residual = (log - _filtered(log, x.new_full((3,), 1 / 3))).exp_()
+    residual = (log - _filtered(log, log.new_full((3,), 1 / 3))).exp_()
     saliency = torch.fft.ifft2(torch.polar(residual, spectrum.angle())).abs()
     blur = torch.exp(-torch.arange(-2, 3, device=x.device) ** 2 / (2 * 8.**2))
     saliency = _filtered(saliency, blur / blur.sum()) ** 2

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['check_images', 'check_labels', 'check_positive', 'beta', 'host_generator', 'per_sample_loss', 'Target', 'one_hot',
-           'paste_into', 'Paste', 'Mix']
+__all__ = ['check_images', 'check_labels', 'check_positive', 'beta', 'host_generator', 'to_device', 'per_sample_loss', 'Target',
+           'one_hot', 'paste_into', 'Paste', 'Mix']
 
 # %% ../nbs/00_mix.ipynb #50cb9a6b
 def check_images(
@@ -71,7 +71,15 @@ def host_generator(
     state = hashlib.sha256(generator.get_state().numpy().tobytes()).digest()
     return torch.Generator().manual_seed(int.from_bytes(state[:7], "big"))
 
-# %% ../nbs/00_mix.ipynb #52e1a2db
+# %% ../nbs/00_mix.ipynb #97992b65
+def to_device(
+    t:Tensor, # a tensor on the host
+    device, # where it is needed
+) -> Tensor:
+    "Copies without waiting for what the device still has to do."
+    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
+
+# %% ../nbs/00_mix.ipynb #3525210f
 def per_sample_loss(
     loss_func, # loss_func(pred, y) -> scalar or (B, ...)
     pred:Tensor, # model output, (B, ...)
@@ -90,7 +98,7 @@ def per_sample_loss(
     if loss.ndim and len(loss) == len(y): return loss
     return torch.func.vmap(lambda p, t: loss_func(p[None], t[None]), randomness="different")(pred, y)
 
-# %% ../nbs/00_mix.ipynb #5f223b56
+# %% ../nbs/00_mix.ipynb #a4967899
 def _options(loss_func):
     "Class weights and reduction of a loss: a module, fastai's wrapper of one (`func`), or a `functools.partial`."
     inner, given = getattr(loss_func, "func", loss_func), getattr(loss_func, "keywords", {})
@@ -134,7 +142,7 @@ def one_hot(
     "As `F.one_hot`, but float and without its synchronisation."
     return torch.zeros(len(y), n_classes, device=y.device).scatter_(1, y[:, None], 1.)
 
-# %% ../nbs/00_mix.ipynb #2ed609b4
+# %% ../nbs/00_mix.ipynb #c58968b9
 def paste_into(
     p:Tensor, # images, (B, C, H, W)
     box:Tensor, # top, left, height, width in pixels, (B, 4) or (1, 4)
@@ -150,7 +158,7 @@ def paste_into(
     out = F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False)
     return out.to(p.dtype)
 
-# %% ../nbs/00_mix.ipynb #98b9e6ac
+# %% ../nbs/00_mix.ipynb #1f659a99
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -175,11 +183,12 @@ class Mix:
     pastes:tuple=() # what $T$ does to partners, a tuple of `Paste`; empty: the identity
 
     def blend(self,
-        x:Tensor, # images, (B, C, *S), floating point
+        x:Tensor, # images, (B, C, *S) with any number of channels, or (B, *S), e.g. segmentation masks; floating point
         partner:Tensor|None=None, # view of the batch that partners come from; `x` itself if not given
         out:Tensor|None=None, # where to write the result; must not overlap the inputs
     ) -> Tensor: # mixed images, shape, dtype and memory format of `x`
         "$w \\odot x + (1 - w) \\odot T(x'_{p})$; inputs are never written to."
+        if x.ndim == self.w.ndim - 1: return self.blend(x[:, None], *(None if t is None else t[:, None] for t in (partner, out)))[:, 0]
         p = x if partner is None else partner
         if out is None and not (p.requires_grad or x.requires_grad): out = torch.empty_like(x)
         p = torch.index_select(p, 0, self.index, out=out)

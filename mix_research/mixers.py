@@ -4,16 +4,20 @@
 
 # %% ../nbs/02_mixers.ipynb #b7380e35
 from __future__ import annotations
-import inspect
+import inspect, math
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from . import masks
-from .mix import Mix, Paste, Target, beta, check_images, check_labels, check_positive
+from .mix import Mix, Paste, Target, beta, check_images, check_labels, check_positive, host_generator
 
 # %% auto #0
-__all__ = ['MIXERS', 'check_choice', 'Mixer', 'build', 'Mixup', 'CutMix', 'FMix', 'check_2d', 'SaliencyMix', 'ResizeMix',
-           'Cutout', 'check_mixer']
+__all__ = ['MIXERS', 'check_choice', 'Mixer', 'build', 'Mixup', 'CutMix', 'FMix', 'check_2d', 'SaliencyMix', 'check_range',
+           'GridMix', 'GMix', 'SmoothMix', 'ResizeMix', 'Cutout', 'same_class', 'IntraClass', 'find_places', 'Mixing',
+           'FeatureMixer', 'ManifoldMixup', 'blocks', 'PatchUp', 'check_mixer']
 
 # %% ../nbs/02_mixers.ipynb #695e014d
 MIXERS:dict = {} # name -> class; every subclass of `Mixer` enters itself
@@ -30,10 +34,11 @@ def check_choice(
 class Mixer(ABC):
     "A method of mixing. Subclasses define `mask`, or `make` if the method is not a mask."
     views = 1 # how many augmented views of the batch the method wants
+    sees_x = False # does `mask` look at the images of the samples, or only at their size?
 
-    def __init_subclass__(cls, name:str|None=None, **kwargs):
+    def __init_subclass__(cls, name:str|None=None, **kwargs): # an empty name: no method itself, only a base of some
         super().__init_subclass__(**kwargs)
-        MIXERS[name or cls.__name__.lower()] = cls
+        if name != "": MIXERS[name or cls.__name__.lower()] = cls
 
     def __init__(self,
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
@@ -47,8 +52,8 @@ class Mixer(ABC):
     def mask(self,
         s:Tensor, # share to replace, (n,) with n = B, or 1 for one draw per batch
         index:Tensor, # partners, (B,)
-        x:Tensor, # images, for their size, device and dtype
-        partner:Tensor, # the view that partners come from
+        x:Tensor, # images, (B, C, *S); only their size counts unless `sees_x`
+        partner:Tensor, # the view that partners come from, which `index` refers to
         generator:torch.Generator|None, # source of randomness
     ) -> tuple[Tensor, Tensor]: # w, broadcastable to (B, C, *S), and its mean lam, (n,) or (B,)
         "From shares to weights."
@@ -61,6 +66,14 @@ class Mixer(ABC):
         "Draws the share to replace."
         return beta(n, self.alpha, device=x.device, generator=generator)
 
+    def pair(self,
+        x:Tensor, # images, for their number and device
+        generator:torch.Generator|None, # source of randomness
+        y:Tensor|None=None, # labels, for methods that pair by them
+    ) -> Tensor: # partner of each sample, (B,)
+        "Draws partners: a random permutation, in which a sample may meet itself."
+        return torch.randperm(len(x), device=x.device, generator=generator)
+
     def make(self, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
         "The draw for the samples whose partners are `index`; arguments as in `mask`."
         s = self.share(1 if self.per == "batch" else len(index), x, generator)
@@ -71,10 +84,11 @@ class Mixer(ABC):
         x:Tensor, # images, (B, C, *S), floating point
         partner:Tensor|None=None, # another view of the batch that partners come from; `x` itself if not given
         generator:torch.Generator|None=None, # source of randomness, on the device of `x`; torch's own state if not given
+        y:Tensor|None=None, # labels, for methods that pair by them
     ) -> Mix: # what was drawn
         "Draws partners, weights and shares for a batch. Errors: one line for anything but floating-point (B, C, *S)."
         check_images(x, partner, generator)
-        index = torch.randperm(len(x), device=x.device, generator=generator)
+        index = self.pair(x, generator, y)
         return self.make(index, x, x if partner is None else partner, generator)
 
     def __call__(self,
@@ -87,7 +101,7 @@ class Mixer(ABC):
         "Draw, then blend."
         check_images(x, partner, generator)
         check_labels(y, len(x))
-        mix = self.draw(x, partner, generator)
+        mix = self.draw(x, partner, generator, y)
         return mix.blend(x, partner, out), mix.target(y)
 
 # %% ../nbs/02_mixers.ipynb #b41c316c
@@ -155,6 +169,63 @@ class SaliencyMix(Mixer):
         return masks.box(s, x.shape[2:], peak)
 
 # %% ../nbs/02_mixers.ipynb #583fd6f1
+def check_range(
+    name:str, # the argument's name, for the message
+    value, # (low, high)
+    least:float, most:float, # bounds of both
+) -> tuple: # (low, high)
+    "Raise one clear line unless least <= low <= high <= most."
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(value) != 2 or not least <= value[0] <= value[1] <= most: raise ValueError(f"{name}: expected (low, high) within {least} and {most}, got {value}")
+    return value
+
+class GridMix(Mixer):
+    "Square holes of a lattice, filled by the partner (OpenMixup's `gridmix`, with n x n cells)."
+    def __init__(self,
+        alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$): the share of each cell to replace
+        area:tuple=(.5, 1.), # range of the lattice's share of the image
+        aspect:tuple=(.5, 2.), # range of its height : width, relative to the image's
+        cells:tuple=(2, 6), # fewest and most cells along a side
+        per:str="sample", # one draw per "sample" or per "batch"
+    ):
+        super().__init__(alpha, per)
+        self.area, self.aspect, self.cells = check_range("area", area, .01, 1), check_range("aspect", aspect, .01, 100), check_range("cells", cells, 1, 10_000)
+
+    def mask(self, s, index, x, partner, generator):
+        check_2d("GridMix", x)
+        rect, n = masks.lattice(len(s), x.shape[2:], self.area, self.aspect, self.cells, x.device, generator)
+        return masks.grid(s, x.shape[2:], rect, n)
+
+# %% ../nbs/02_mixers.ipynb #fe2edbcd
+class GMix(Mixer):
+    "A Gaussian bump of the partner (eq. 3 of the MiAMix paper)."
+    def __init__(self,
+        alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
+        sigma:str="area", # "area": the bump has the area that is to be replaced; "printed": $\sigma = \sqrt{s} N$, $2\pi$ times as much
+        per:str="sample", # one draw per "sample" or per "batch"
+    ):
+        super().__init__(alpha, per)
+        self.sigma = check_choice("sigma", sigma, masks.SIGMAS)
+
+    def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], self.sigma, generator=generator)
+
+class SmoothMix(Mixer):
+    "A Gaussian bump of random width (Lee et al. 2020, the circular mask)."
+    def __init__(self,
+        spread:tuple=(.25, .5), # range of $\sigma / N$
+        per:str="sample", # one draw per "sample" or per "batch"
+    ):
+        super().__init__(per=per)
+        del self.alpha
+        self.spread = check_range("spread", spread, 1e-3, 100)
+
+    def share(self, n, x, generator): # the bump's volume on an endless canvas, which may exceed the image's
+        low, high = self.spread
+        return (2 * torch.pi * (low + (high - low) * torch.rand(n, device=x.device, generator=generator)) ** 2) ** ((x.ndim - 2) / 2)
+
+    def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], generator=generator)
+
+# %% ../nbs/02_mixers.ipynb #58d83c89
 class ResizeMix(Mixer):
     "The whole partner, resized and pasted (Qin et al. 2020, eq. 2 and 3)."
     def __init__(self,
@@ -189,7 +260,7 @@ class ResizeMix(Mixer):
         w, lam = self._boxes(box, x)
         return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),))
 
-# %% ../nbs/02_mixers.ipynb #fe2edbcd
+# %% ../nbs/02_mixers.ipynb #2c635226
 class Cutout(Mixer):
     "A square set to zero, the label unchanged (DeVries & Taylor 2017)."
     def __init__(self,
@@ -209,7 +280,154 @@ class Cutout(Mixer):
         w, lam = self.mask(torch.ones(n, device=x.device), index, x, partner, generator)
         return Mix(index, w, torch.ones(len(index), device=x.device), (Paste(),))
 
-# %% ../nbs/02_mixers.ipynb #f885c671
+# %% ../nbs/02_mixers.ipynb #006b7dc8
+def same_class(
+    y:Tensor, # labels, (B,) integers
+    generator:torch.Generator|None=None, # source of randomness
+) -> Tensor: # partner of each sample, (B,)
+    "Another sample of the same class, uniformly; the sample itself where there is none."
+    if y.is_floating_point() or y.ndim != 1: raise ValueError(f"y: pairing by class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
+    order = torch.randperm(len(y), device=y.device, generator=generator)
+    order = order[y[order].argsort(stable=True)]
+    label = y[order]
+    first, end = torch.searchsorted(label, label), torch.searchsorted(label, label, right=True)
+    after = torch.arange(1, len(y) + 1, device=y.device)
+    return torch.empty_like(order).scatter_(0, order, order[torch.where(after == end, first, after)])
+
+class IntraClass(Mixer):
+    "A mixer whose partners are of the same class."
+    def __init__(self,
+        mixer:Mixer|str="mixup", # the method, or its name
+    ):
+        self.mixer = build(mixer) if isinstance(mixer, str) else mixer
+        self.views = self.mixer.views
+
+    def mask(self, *args): raise TypeError("IntraClass has no mask of its own; its mixer has")
+    def make(self, *args): raise TypeError("IntraClass pairs by label, so it cannot be a candidate of another mixer; make it the outer one, e.g. IntraClass(RandoMix())")
+
+    def pair(self, x, generator, y=None):
+        if y is None: raise ValueError("IntraClass: pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
+        return same_class(y, generator)
+
+    def draw(self, x, partner=None, generator=None, y=None):
+        check_images(x, partner, generator)
+        return self.mixer.make(self.pair(x, generator, y), x, x if partner is None else partner, generator)
+
+# %% ../nbs/02_mixers.ipynb #9cc29bcd
+def find_places(
+    model:nn.Module, # a network
+    places=None, # names of its modules, or a dict name -> module or name; "input" is the network's input; None: `model.places`
+) -> dict: # name -> module whose output may be blended, None for the input
+    "Where a network may be mixed. Errors: no places are known, or no module has the name."
+    own = getattr(model, "places", {})
+    modules = {**dict(model.named_modules()), "input": None, **own}
+    known = list({"input": None, **(own or dict(model.named_children()))})
+    if not (places or own): raise ValueError(f"places: {type(model).__name__} has no attribute `places`; name some of its modules, e.g. places={tuple(known[:3])}")
+    places = (places if isinstance(places, dict) else {p: p for p in places}) if places else own
+    for p in places.values():
+        if isinstance(p, str) and p not in modules: raise ValueError(f"places: {type(model).__name__} has no module {p!r}; allowed: {', '.join(known)}, or any name in named_modules()")
+    return {k: modules[p] if isinstance(p, str) else p for k, p in places.items()}
+
+@dataclass
+class Mixing:
+    "What a feature-level mixer did in a forward pass."
+    place:str # where
+    y:Tensor # labels of the batch
+    mix:Mix|None=None # what was drawn there; None until the forward pass has been there
+
+    @property
+    def target(self) -> Target:
+        "The labels that belong to the blended features."
+        if self.mix is None: raise RuntimeError(f"place: the forward pass did not reach {self.place!r}; run the network inside `with mixer.at(...)`, or name other places")
+        return self.mix.target(self.y)
+
+# %% ../nbs/02_mixers.ipynb #dee0d776
+class FeatureMixer(Mixer, name=""):
+    "A method that mixes at one of a network's places, drawn per batch. `draw` takes the feature map there, `at` finds it."
+    def __init__(self,
+        alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
+        places=None, # where, as in `find_places`; None: the network's own `places`
+        per:str="sample", # one draw per "sample" or per "batch"
+    ):
+        super().__init__(alpha, per)
+        self.places = places
+
+    def _outside(self, *args, **kwargs):
+        raise TypeError(f"{type(self).__name__} mixes inside a network, not images: with mixer.at(model, x, y) as mixing: logits = model(x)")
+    __call__ = make = _outside
+
+    def draw(self, x, partner=None, generator=None, y=None):
+        check_images(x, partner, generator)
+        return super().make(self.pair(x, generator, y), x, x if partner is None else partner, generator)
+
+    @contextmanager
+    def at(self,
+        model:nn.Module, # the network, about to run once
+        x:Tensor, # its input, (B, ...)
+        y:Tensor, # labels, (B,) integers or (B, K) floats
+        generator:torch.Generator|None=None, # source of randomness, on the device of `x`
+    ): # a `Mixing`, whose `target` is known after the forward pass
+        "A context in which `model(x)` blends at a place drawn now."
+        check_labels(y, len(x))
+        places = find_places(model, self.places)
+        name = list(places)[int(torch.randint(len(places), (), generator=host_generator(generator)))]
+        mixing = Mixing(name, y)
+        def blend(f):
+            handle.remove() # once
+            v = f[..., None] if f.ndim == 2 else f # a vector per image, as a map of one position
+            mixing.mix = self.draw(v, generator=generator, y=y)
+            return mixing.mix.blend(v).view_as(f)
+        if places[name] is None: handle = model.register_forward_pre_hook(lambda module, args: (blend(args[0]), *args[1:]))
+        else: handle = places[name].register_forward_hook(lambda module, args, out: blend(out))
+        try: yield mixing
+        finally: handle.remove()
+
+class ManifoldMixup(FeatureMixer, name="manifold_mixup"):
+    "Mixup of hidden representations (Verma et al. 2019, section 2)."
+    def mask(self, s, index, x, partner, generator): return masks.linear(s, x.shape[2:])
+
+# %% ../nbs/02_mixers.ipynb #2cd83d50
+def blocks(
+    n:int, # how many masks
+    size:tuple, # channels and spatial size, (C, *S)
+    gamma:float, # $\gamma$
+    block_size:int, # $b$; cut down to the largest odd side that fits into S
+    device=None, generator:torch.Generator|None=None,
+) -> Tensor: # 1 inside the blocks, 0 outside, (n, C, *S) float32
+    "Blocks around random centres, as DropBlock has them."
+    space, d = size[1:], len(size) - 1
+    b = min(block_size, (min(space) - 1) // 2 * 2 + 1)
+    centre = gamma * math.prod(space) / (b**d * math.prod(k - b + 1 for k in space))
+    u = torch.rand(n, *size, device=device, generator=generator)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[d - 1]
+    return pool(torch.lt(u, centre, out=torch.empty_like(u)), b, stride=1, padding=b // 2)
+
+class PatchUp(FeatureMixer):
+    "Blocks of a feature map swapped or blended with the partner's (Faramarzi et al. 2020, eq. 2 to 7)."
+    def __init__(self,
+        kind:str="hard", # "hard": swap the blocks; "soft": blend them
+        alpha:float=2., # $\alpha$ of Beta($\alpha$, $\alpha$); matters for "soft"
+        patchup_prob:float=.7, # probability of mixing at all
+        gamma:float=.5, # $\gamma$, share of the features to alter
+        block_size:int=7, # $b$, side of a block, odd
+        places=None, # where, as in `find_places`
+        per:str="sample", # one draw per "sample", or per "batch" as in the authors' code; channels have blocks of their own either way
+    ):
+        super().__init__(alpha, places, per)
+        self.kind = check_choice("kind", kind, ("hard", "soft"))
+        for k, v in dict(patchup_prob=patchup_prob, gamma=gamma).items():
+            if not 0 <= v <= 1: raise ValueError(f"{k}: expected a number in [0, 1], got {v}")
+        if block_size < 1 or block_size % 2 == 0: raise ValueError(f"block_size: expected an odd number of pixels > 0, got {block_size}")
+        self.patchup_prob, self.gamma, self.block_size = patchup_prob, gamma, block_size
+
+    def share(self, n, x, generator): return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, device=x.device)
+
+    def mask(self, s, index, x, partner, generator):
+        on = (torch.rand(len(s), device=x.device, generator=generator) < self.patchup_prob).float() * s
+        w = 1 - blocks(len(s), tuple(x.shape[1:]), self.gamma, self.block_size, x.device, generator) * on.view(-1, *[1] * (x.ndim - 1))
+        return w, w.flatten(1).mean(1)
+
+# %% ../nbs/02_mixers.ipynb #29e57ed1
 def check_mixer(
     mixer:Mixer, # the mixer to test
     dims=(1, 2, 3), # numbers of spatial axes it supports; with others it must raise ValueError

@@ -14,7 +14,7 @@ __all__ = ['MODELS', 'Network', 'conv3x3', 'init_convs', 'PreActBlock', 'PreActR
 
 # %% ../nbs/09_models.ipynb #31e713cb
 class Network(nn.Module):
-    "`features` (B, C, H, W) -> (B, D), then `head` (B, D) -> (B, K)."
+    "`features` (B, C, H, W) -> (B, D), then `head` (B, D) -> (B, K); `places` name -> module whose output may be blended, None for the input."
     def forward(self, x): return self.head(self.features(x))
 
 def conv3x3(n_in:int, n_out:int, stride:int=1): return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
@@ -57,6 +57,9 @@ class PreActResNet(Network):
         self.head = nn.Linear(n_in, n_classes)
         init_convs(self)
 
+    @property
+    def places(self): return {"input": None, "block 1": self.stages[0], "block 2": self.stages[1]}
+
     def features(self, x): return F.relu(self.norm(self.stages(self.stem(x)))).mean((2, 3))
 
 # %% ../nbs/09_models.ipynb #90cdd945
@@ -70,6 +73,9 @@ class Small(Network):
             n_in = n_out
         self.layers, self.head = nn.Sequential(*layers), nn.Linear(n_in, n_classes)
         init_convs(self)
+
+    @property
+    def places(self): return {"input": None, "block 1": self.layers[3], "block 2": self.layers[6]} # after the first pooling, after the second ReLU
 
     def features(self, x): return self.layers(x).mean((2, 3))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import torch
 from torch import Tensor
-from .mix import Mix, Paste, host_generator
+from .mix import Mix, Paste, host_generator, to_device
 from .mixers import MIXERS, Mixer, build, check_choice
 
 # %% auto #0
@@ -64,7 +64,11 @@ class RandoMix(Mixer):
         super().__init__(alpha, per)
         self.candidates = build_candidates(candidates, alpha=alpha)
         self.weights = check_weights(weights, len(self.candidates)).tolist()
-        self.views = max(c.views for c in self.candidates)
+
+    @property
+    def views(self): return max(c.views for c in self.candidates)
+    @property
+    def sees_x(self): return any(c.sees_x for c in self.candidates)
 
     def mask(self, s, index, x, partner, generator): raise TypeError("RandoMix has no mask of its own; its candidates have")
 
@@ -81,6 +85,7 @@ class RandoMix(Mixer):
         for i, candidate in enumerate(self.candidates):
             rows = (chosen == i).nonzero()[:, 0]
             if len(rows): # on the host, so nothing waits
-                rows = rows.to(x.device, non_blocking=True)
-                parts.append((rows, candidate.make(index[rows], x, partner, generator)))
+                rows = to_device(rows, x.device)
+                own = x.index_select(0, rows) if candidate.sees_x else x[:len(rows)]
+                parts.append((rows, candidate.make(index[rows], own, partner, generator)))
         return join(index, x, parts)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import mix_research
 from . import data
 from .mixers import check_choice
-from .train import Run, Store, train
+from .record import Run, Store
 
 # %% auto #0
 __all__ = ['papers_dir', 'artefacts', 'default_records', 'committed_records', 'reference', 'Study']
@@ -113,6 +113,7 @@ class Study:
     ) -> list: # records of failed runs
         "Trains every run without a successful record. Missing data is an error before anything is trained."
         known = {} if again else self.records()
+        from mix_research.train import train # only who trains waits for fastai
         missing = [r for r in self.runs if r not in known or known[r].status != "ok"]
         for name in dict.fromkeys(r.dataset for r in missing): data.load(name, self.data_path, download)
         failed = []
@@ -133,17 +134,26 @@ def _number(value, gain=None, spread=None):
 def label(self:Study, key:str) -> str: return self.labels.get(key, key)
 
 @patch
-def measured(self:Study) -> pd.DataFrame: # method, dataset, model (those that were run), seed, value in percent, date
+def metrics(self:Study) -> dict: # the paper's metric -> the record's
+    "What the table shows."
+    return self.spec["metrics"]
+
+@patch
+def measured(self:Study,
+    metric:str|None=None, # a metric of the paper; the table's last if not given
+) -> pd.DataFrame: # method, dataset, model (those that were run), seed, value in percent, date
     "One line per record that counts: successful, and of this study."
-    records, metric = self.records(), self.spec["metric"]
-    rows = [(m, r.dataset, r.model, r.seed, 100 * records[r].metrics[metric], records[r].date[:10])
+    records, key = self.records(), self.metrics()[metric or list(self.metrics())[-1]]
+    rows = [(m, r.dataset, r.model, r.seed, 100 * records[r].metrics[key], records[r].date[:10])
             for m, r in dict.fromkeys(zip(self.plan.method, self.plan.run)) if r in records and records[r].status == "ok"]
     return pd.DataFrame(rows, columns=["method", "dataset", "model", "seed", "value", "date"])
 
 @patch
-def summary(self:Study) -> pd.DataFrame: # dataset, model, method, mean, std, n, gain
+def summary(self:Study,
+    metric:str|None=None, # a metric of the paper; the table's last if not given
+) -> pd.DataFrame: # dataset, model, method, mean, std, n, gain
     "Mean and spread over seeds, and the gain over the baseline of the same column."
-    s = self.measured().groupby(["dataset", "model", "method"], sort=False).value.agg(["mean", "std", "count"]).reset_index()
+    s = self.measured(metric).groupby(["dataset", "model", "method"], sort=False).value.agg(["mean", "std", "count"]).reset_index()
     base = s[s.method == "baseline"].set_index(["dataset", "model"])["mean"]
     s["gain"] = [m - base.get((d, n), float("nan")) if k != "baseline" else float("nan") for d, n, k, m in zip(s.dataset, s.model, s.method, s["mean"])]
     return s.rename(columns=dict(count="n"))
@@ -151,9 +161,10 @@ def summary(self:Study) -> pd.DataFrame: # dataset, model, method, mean, std, n,
 @patch
 def paper(self:Study,
     source:str|None=None, # which of several sources the table quotes; None: all
+    metric:str|None=None, # a metric of the paper; the table's last if not given
 ) -> dict: # (method, dataset, model) -> (value, printed gain or None)
     "The paper's numbers of this table."
-    r, metric = reference(self.name), self.spec["metric"]
+    r, metric = reference(self.name), metric or list(self.metrics())[-1]
     r = r[[source in (None, s.get("source")) for s in r.setting]]
     gains = {(g.method, g.dataset, g.model): g.value for g in r[r.metric == metric + "_gain"].itertuples()}
     return {k: (v.value, gains.get(k)) for v in r[r.metric == metric].itertuples() for k in [(v.method, v.dataset, v.model)]}
@@ -161,21 +172,21 @@ def paper(self:Study,
 @patch
 def table(self:Study) -> pd.DataFrame: # strings, ready to print
     "The table: the paper's numbers, and ours."
-    paper, ours = self.paper(self.spec.get("source")), {(r.method, r.dataset, r.model): r for r in self.summary().itertuples()}
     rows = [m for m in self.spec["rows"] if m in self.methods or m not in self.protocol["methods"]]
     cells, run_on = [tuple(c) for c in self.spec["cells"]], dict.fromkeys((r.dataset, r.model) for r in self.runs)
     columns = []
-    def add(c, ours_too):
-        title = ", ".join(map(self.label, c))
-        if c in cells: columns.append((f"{title}: paper", [_number(*paper[m, *c]) if (m, *c) in paper else "" for m in rows]))
+    def add(cell, metric, ours_too):
+        title = ", ".join(map(self.label, [*cell, metric] if len(self.metrics()) > 1 else cell))
+        paper, ours = self.paper(self.spec.get("source"), metric), {(r.method, r.dataset, r.model): r for r in self.summary(metric).itertuples()}
+        if cell in cells: columns.append((f"{title}: paper", [_number(*paper[(m, *cell)]) if (m, *cell) in paper else "" for m in rows]))
         if not ours_too: return
-        found = [ours.get((m, *c)) for m in rows]
+        found = [ours.get((m, *cell)) for m in rows]
         columns.append((f"{title}: ours", [_number(o.mean, o.gain, o.std) if o else "" for o in found]))
-        columns.append(("n", [str(o.n) if o else "" for o in found]))
-    for c in cells: add(c, c in run_on)
-    for c in run_on:
-        if c not in cells: add(c, True)
-    index = [self.label(m) + ("" if m in self.protocol["methods"] else " (paper only)") for m in rows]
+        if metric == list(self.metrics())[-1]: columns.append(("n", [str(o.n) if o else "" for o in found]))
+    for cell in [*cells, *(c for c in run_on if c not in cells)]:
+        for metric in self.metrics(): add(cell, metric, cell in run_on)
+    remark = lambda m: " (paper only)" if m not in self.protocol["methods"] else "" if self.printed(m) else " (not in the paper)"
+    index = [self.label(m) + remark(m) for m in rows]
     return pd.DataFrame(list(zip(*(v for _, v in columns))), columns=[t for t, _ in columns], index=pd.Index(index, name="Method"))
 
 @patch
@@ -190,5 +201,35 @@ def caption(self:Study) -> str:
 @patch
 def contradictions(self:Study) -> list[str]:
     "Where the paper disagrees with itself in this table."
-    return [f"{self.label(v.method)}, {self.label(v.dataset)}, {self.label(v.model)}, {v.metric} {v.value:g}: {v.note.removeprefix('contradiction: ')}"
+    return [f"{self.label(v.method)}, {self.label(v.dataset)}, {self.label(v.model)}, {v.metric} {v.value:.2f}: {v.note.removeprefix('contradiction: ')}"
             for v in reference(self.name).itertuples() if v.note.startswith("contradiction")]
+
+# %% ../nbs/20_study.ipynb #b525ec9a
+@patch
+def conclusions(self:Study,
+    hero:str, # the paper's method
+) -> list[str]: # sentences
+    "What the records say, in units of their spread, and what the paper says."
+    out, name = [], lambda c: ", ".join(map(self.label, c))
+    for cell, t in self.summary().groupby(["dataset", "model"], sort=False):
+        t = t.set_index("method")
+        error, best = t["std"]**2 / t.n, t["mean"].idxmax() # squared standard errors
+        against = lambda a, b: (t["mean"][a] - t["mean"][b], (error[a] + error[b])**.5)
+        if "baseline" not in t.index or len(t) < 2: continue
+        gained = [m for m in t.index if m != "baseline" and (g := against(m, "baseline"))[0] > 2 * g[1]]
+        out.append(f"**{name(cell)}.** Baseline {t['mean']['baseline']:.2f} %. Highest mean: {self.label(best)}, {t['mean'][best]:.2f} %. "
+                   f"Above the baseline by more than two standard errors: {', '.join(map(self.label, gained)) or 'no method'}.")
+        rivals = [m for m in t.index if m not in ("baseline", hero) and self.printed(m)]
+        if hero in t.index and rivals:
+            rival = t["mean"][rivals].idxmax()
+            lead, se = against(hero, rival)
+            verdict = "not to be told apart" if not abs(lead) > 2 * se else "above it, as the paper says" if lead > 0 else "below it, against the paper"
+            out.append(f"{self.label(hero)} against the best of the paper's other methods, {self.label(rival)}: {lead:+.2f} (standard error {se:.2f}), {verdict}.")
+    paper = self.paper(self.spec.get("source"))
+    for cell in map(tuple, self.spec["cells"]):
+        rival = max((m for m, *c in paper if tuple(c) == cell and m not in ("baseline", hero)), key=lambda m: paper[(m, *cell)][0])
+        out.append(f"The paper, {name(cell)}: {self.label(hero)} {paper[(hero, *cell)][0] - paper[(rival, *cell)][0]:+.2f} against {self.label(rival)}.")
+    return out
+
+@patch
+def printed(self:Study, method:str) -> bool: return any(method == m for metric in self.metrics() for m, *_ in self.paper(self.spec.get("source"), metric))

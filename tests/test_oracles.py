@@ -1,0 +1,100 @@
+"""Other libraries as oracles, and properties that no notebook shows."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
+
+from mix_research import masks
+from mix_research.mix import Mix
+from mix_research.mixers import MIXERS, build
+
+SHAPE = (9, 3, 20, 28)
+
+
+def neighbour(n): return torch.arange(n).roll(1)  # torchvision's partner: the sample before
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    return torch.rand(SHAPE), torch.arange(9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mixup_equals_torchvision(batch, seed):
+    x, y = batch
+    theirs = v2.MixUp(num_classes=9, alpha=.8)
+    torch.manual_seed(seed)
+    lam = theirs.make_params([x])["lam"]
+    torch.manual_seed(seed)
+    want_x, want_y = theirs(x, y)
+    w, l = masks.linear(torch.full((9,), 1 - lam), SHAPE[2:])
+    mix = Mix(neighbour(9), w, l)
+    assert torch.allclose(mix.blend(x), want_x, atol=1e-6)
+    assert torch.allclose(mix.target(y).soft(9), want_y, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_cutmix_equals_torchvision(batch, seed):
+    x, y = batch
+    theirs = v2.CutMix(num_classes=9)
+    torch.manual_seed(seed)
+    lam, cx, cy = float(theirs._dist.sample(())), torch.randint(SHAPE[3], (1,)), torch.randint(SHAPE[2], (1,))
+    torch.manual_seed(seed)
+    want_x, want_y = theirs(x, y)
+    centre = torch.cat([cy, cx])[None].float()
+    w, l = masks.box(torch.tensor([1 - lam]), SHAPE[2:], centre)
+    mix = Mix(neighbour(9), w, l.expand(9))
+    assert torch.equal(mix.blend(x), want_x)
+    assert torch.allclose(mix.target(y).soft(9), want_y, atol=1e-6)
+
+
+class Recorder(TorchDispatchMode):
+    """Every operation that reaches the dispatcher; complains about one that would wait for a device."""
+    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal", "aten._unique2", "aten.unique_dim")
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if name.startswith(self.WAITS) and any(isinstance(a, torch.Tensor) and a.device.type == "meta" for a in args):
+            raise AssertionError(f"{name} would wait for the device")
+        self.ops.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+MIXER_NAMES = [n for n in sorted(MIXERS) if MIXERS[n].__module__.startswith("mix_research.")]
+
+
+def made(name): return build(name, **({"per": "sample"} if name == "randomix" else {}))  # every candidate in every batch
+
+
+@pytest.mark.parametrize("name", MIXER_NAMES)
+def test_no_loop_over_samples(name):
+    """The number of operations does not depend on the batch size."""
+    mixer, counts = made(name), []
+    for n in (64, 64, 256):  # the first call fills caches
+        torch.manual_seed(0)
+        with Recorder() as r: mixer(torch.rand(n, 3, 24, 24), torch.arange(n) % 3)
+        counts.append(len(r.ops))
+    assert counts[2] <= counts[1] + 2, "a little slack for choices made on the host"
+
+
+@pytest.mark.parametrize("name", MIXER_NAMES)
+def test_nothing_waits_for_the_device(name):
+    """On the meta device there are no values: whatever asks for one fails."""
+    x, y = torch.empty(16, 3, 24, 24, device="meta"), torch.empty(16, dtype=torch.long, device="meta")
+    mixer = made(name)
+    with Recorder():
+        mixed, target = mixer(x, y)
+        loss = target.loss(F.cross_entropy, torch.empty(16, 10, device="meta"))
+    assert mixed.shape == x.shape and mixed.device.type == "meta" and loss.device.type == "meta"
+
+
+def test_importing_mixers_does_not_import_fastai():
+    import subprocess, sys
+    code = "import mix_research.mixers, mix_research.randomix, sys; sys.exit('fastai' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,126 @@
+"""Records: the same in one process or two, with fastai's own data, and on a GPU where there is one."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mix_research import data, models
+from mix_research.callback import Augment, MixCallback
+from mix_research.mixers import CutMix
+from mix_research.randomix import RandoMix
+from mix_research.train import Run, train
+
+SMALL = dict(epochs=2, batch_size=50)
+
+
+@pytest.mark.parametrize("method", ["baseline", "randomix", "fmix"])
+def test_two_processes_give_the_same_record(method, tmp_path):
+    run = Run(method=method, seed=3, pad=1, **SMALL)
+    code = "import json, sys; from mix_research.train import Run, train; print(json.dumps(train(Run.from_dict(json.loads(sys.argv[1]))).outcome))"
+    other = subprocess.Popen([sys.executable, "-c", code, json.dumps(run.asdict())], stdout=subprocess.PIPE, text=True)
+    here = train(run).outcome
+    assert json.loads(other.communicate()[0]) == json.loads(json.dumps(here))
+
+
+def test_data_order_and_crops_do_not_depend_on_the_method():
+    """Methods of one seed are paired: weights, order and augmentation are the same."""
+    from mix_research.train import build_learner
+    seen = []
+    for method in ("baseline", "cutmix"):
+        run = Run(method=method, seed=1, pad=1, **SMALL)
+        learn = build_learner(run, data.load("digits"), torch.device("cpu"))
+        batches = list(learn.dls.train)
+        seen.append((torch.cat([y for _, y in batches]), learn.augment.pipeline(batches[0][0], True, learn.augment.generator), next(learn.model.parameters()).clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*seen))
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """120 digits as PNG files in class folders."""
+    from PIL import Image
+    d = data.load("digits")
+    for part, x, y in (("train", d.x, d.y), ("test", d.test_x[:80], d.test_y[:80])):
+        for i, (image, label) in enumerate(zip(x, y)):
+            folder = tmp_path / "pngs" / part / str(int(label))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_class_folders_train(image_folder):
+    record = train(Run(dataset="folder:pngs", method="cutmix", **SMALL), data_path=image_folder)
+    assert record.status == "ok" and record.history[-1]["epoch"] == 2
+
+
+def test_fastai_data_block(image_folder):
+    """A learner made the fastai way, with its typed tensors and batch transforms."""
+    from fastai.vision.all import Learner, Normalize, ImageDataLoaders, PILImageBW, accuracy
+    dls = ImageDataLoaders.from_folder(image_folder / "pngs", train="train", valid="test", bs=32, img_cls=PILImageBW, num_workers=0)
+    loss = nn.CrossEntropyLoss(label_smoothing=.1)
+    learn = Learner(dls, models.build("small", 10, 1), loss_func=loss, metrics=accuracy, cbs=MixCallback(RandoMix(per="sample")))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(12, 1e-2)
+    assert learn.recorder.values[-1][2] > .6 and learn.loss_func is loss
+
+
+@pytest.mark.skipif(not data.DEBIAN_FASHION_MNIST.exists(), reason="Fashion-MNIST is not installed (Debian: dataset-fashion-mnist)")
+def test_fashion_mnist(tmp_path):
+    d = data.load("fashion_mnist", tmp_path)
+    assert d.x.shape == (60_000, 1, 28, 28) and d.test_x.shape == (10_000, 1, 28, 28) and d.classes[0] == "T-shirt/top"
+    assert torch.equal(torch.bincount(d.y), torch.full((10,), 6000)) and abs(d.pixel_stats()[0][0] - .2860) < 1e-3
+
+
+def write_cifar(root, coarse):
+    """A few images in CIFAR's own pickled format, their hashes entered where torchvision checks them."""
+    import hashlib, pickle
+    rng, names = np.random.default_rng(0), {}
+    folder = root / ("cifar-100-python" if coarse else "cifar-10-batches-py")
+    folder.mkdir()
+    key = "fine_labels" if coarse else "labels"
+    for name in (["train", "test"] if coarse else [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
+        blob = pickle.dumps({"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))})
+        (folder / name).write_bytes(blob); names[name] = hashlib.md5(blob).hexdigest()
+    classes = [str(i) for i in range(100 if coarse else 10)]
+    meta = pickle.dumps({"fine_label_names" if coarse else "label_names": classes})
+    name = "meta" if coarse else "batches.meta"
+    (folder / name).write_bytes(meta); names[name] = hashlib.md5(meta).hexdigest()
+    return folder, names
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_from_files(name, tmp_path, monkeypatch):
+    import pickle
+    from torchvision import datasets
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    folder, md5 = write_cifar(tmp_path, name == "cifar100")
+    for part in ("train_list", "test_list"): monkeypatch.setattr(cls, part, [[n, md5[n]] for n, _ in getattr(cls, part)])
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5[cls.meta["filename"]]})
+    d = data.load(name, tmp_path)
+    first = pickle.loads((folder / ("train" if name == "cifar100" else "data_batch_1")).read_bytes())["data"][0]
+    assert np.array_equal(d.x[0].numpy(), first.reshape(3, 32, 32)) and d.n_classes == len(d.classes) and len(d.test_x) == 10
+    next(p for p in folder.iterdir() if "test" in p.name).write_bytes(b"damaged")
+    data._load.cache_clear()
+    with pytest.raises(data.DataNotFound, match="no complete data set in"): data.load(name, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_gpu_training(precision):
+    record = train(Run(method="randomix", precision=precision, epochs=15, batch_size=20, lr=.05, pad=1), device="cuda")
+    assert record.status == "ok" and record.metrics["top1"] > .7 and record.environment["device"] == "cuda"
+
+
+@pytest.mark.gpu
+def test_gpu_mixers_do_not_wait():
+    from mix_research.mixers import MIXERS, build
+    x, y = torch.rand(64, 3, 32, 32, device="cuda"), torch.arange(64, device="cuda") % 10
+    for name in [n for n in MIXERS if MIXERS[n].__module__.startswith("mix_research.")]:
+        mixer = build(name)
+        for generator in (None, torch.Generator("cuda").manual_seed(0)):
+            mixer(x, y, generator=generator)
+            torch.cuda.set_sync_debug_mode("error")
+            try: mixer(x, y, generator=generator)
+            finally: torch.cuda.set_sync_debug_mode("default")
