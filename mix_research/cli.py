@@ -59,7 +59,7 @@ def cmd_reproduce(a) -> int:
     "Trains what is missing, executes the notebook, prints the table."
     s = Study(a.artefact, a.preset, a.seeds, a.methods, a.records, a.data, own=True)
     failed = s.train(device=a.device, again=a.again, download=a.download)
-    path = execute(s, Path(a.out or s.store.folders[0].parent), train=not failed)
+    path = execute(s, Path(a.out or study.default_records().parent), train=not failed)
     show_table(s)
     print(f"\nnotebook: {path}\nrecords:  {s.store.folders[0]}")
     for r in failed: print(f"failed: {r.run.method} seed {r.run.seed} ({r.run.dataset}, {r.run.model}): {r.error}", file=sys.stderr)

@@ -180,31 +180,29 @@ def fourier(
 # %% ../nbs/01_masks.ipynb #a939f784
 def lattice(
     n:int, # how many
-    size:tuple, # (H, W)
     area:tuple=(.5, 1.), aspect:tuple=(.5, 2.), # ranges of the rectangle's share of the image, and of height : width, relative to the image's
     cells:tuple=(2, 6), # fewest and most cells along a side
     device=None, generator:torch.Generator|None=None,
-) -> tuple[Tensor, Tensor]: # top, left, height, width of the rectangle in pixels, (n, 4); cells along a side, (n,)
+) -> tuple[Tensor, Tensor]: # top, left, height, width of the rectangle as shares of the image, (4, n); cells along a side, (n,)
     "Draws the rectangles that `grid` cuts into cells."
     u = torch.rand(5, n, device=device, generator=generator)
     a, r = (low + (high - low) * v for (low, high), v in zip((area, aspect), u))
-    sides = [torch.clamp(f.sqrt_(), max=1) * k for f, k in zip((a * r, a / r), size)]
-    corner = [v * (k - side) for v, k, side in zip(u[3:], size, sides)]
-    return torch.stack(corner + sides, 1), (cells[0] + u[2] * (cells[1] - cells[0] + 1)).floor_()
+    sides = torch.stack([a * r, a / r]).sqrt_().clamp_(max=1)
+    return torch.cat([u[3:] * (1 - sides), sides]), (cells[0] + u[2] * (cells[1] - cells[0] + 1)).floor_()
 
 def grid(
     s:Tensor, # share of each cell to replace, (B,)
     size:tuple, # (H, W)
-    rect:Tensor|None=None, # top, left, height, width in pixels, (B, 4); drawn by `lattice` if not given, as is `n`
+    rect:Tensor|None=None, # top, left, height, width as shares of the image, (4, B); drawn by `lattice` if not given, as is `n`
     n:Tensor|None=None, # cells along a side, (B,)
     generator:torch.Generator|None=None, # source of randomness
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, H, W) and lam, (B,)
     "$w = 0$ in the holes of an n x n lattice, 1 elsewhere and outside its rectangle."
-    if rect is None: rect, n = lattice(len(s), size, device=s.device, generator=generator)
+    if rect is None: rect, n = lattice(len(s), device=s.device, generator=generator)
     sides, root, n = [], s.sqrt()[:, None], n[:, None]
-    for i, k in enumerate(size):
-        t = (torch.arange(k, device=s.device) + .5 - rect[:, i, None]) * (n / rect[:, 2 + i, None]) # in cells from the corner
-        sides.append(((t >= 0) & (t < n) & (t - t.floor() < root)).float())
+    for start, side, k in zip(rect[:2, :, None], rect[2:, :, None], size):
+        cell = (_pixels(k, s.device) / k - start) * (n / side) # in cells from the corner
+        sides.append(((cell >= 0) & (cell < n) & (cell - cell.floor() < root)).float())
     return outer(sides)
 
 # %% ../nbs/01_masks.ipynb #c0480856
@@ -217,7 +215,7 @@ def ellipse(
     "The map that makes the ellipse a circle of the same area."
     root, phi = ((1 - q).clamp_(min=1e-6) / (1 + q).clamp_(min=1e-6)) ** .25, theta + torch.pi / 4 # of r
     cos, sin = phi.cos(), phi.sin()
-    return torch.stack([torch.stack([cos * root, sin * root]), torch.stack([-sin / root, cos / root])])
+    return torch.stack([cos, sin, -sin, cos]).view(2, 2, -1) * torch.stack([root, 1 / root])[:, None]
 
 def gaussian(
     s:Tensor, # share to replace, (B,)
@@ -232,9 +230,10 @@ def gaussian(
     if centre is None: centre = points(len(s), size, s.device, generator)
     a = (s * 2 * torch.pi if sigma == "printed" else s ** (2 / d)) * volume ** (2 / d)
     unit = (torch.pi / a.clamp(min=1e-6)).sqrt_()[:, None] # distances in units in which the bump is exp(-|p|^2)
-    away = [(torch.arange(k, device=s.device, dtype=s.dtype) + .5 - centre[:, i, None]) * unit for i, k in enumerate(size)]
+    away = [(_pixels(k, s.device).to(s.dtype) - centre[:, i, None]) * unit for i, k in enumerate(size)]
     if q is None: return outer([t.square_().neg_().exp_() for t in away])
-    along, across = ((by_y * away[0])[..., None] + (by_x * away[1])[:, None] for by_y, by_x in ellipse(q, theta)[..., None])
+    A = ellipse(q, theta)[..., None]
+    along, across = (A[:, 0] * away[0])[..., None] + (A[:, 1] * away[1])[:, :, None] # (B, H, W) each
     w = along.square_().addcmul_(across, across).neg_().expm1_().neg_()[:, None]
     return w, w.mean((1, 2, 3))
 
@@ -246,14 +245,13 @@ def rotate_shear(
 ) -> Tensor: # (B, 1, H, W)
     "Masks sheared, then rotated about their centre; $w = 1$ comes in at the border."
     if w.ndim != 4: raise ValueError(f"rotate_shear: needs masks (B, 1, H, W), got shape {tuple(w.shape)}")
-    B, _, H, W = w.shape
-    angle, shear = angle.to(w.dtype), shear.to(w.dtype)
+    angle, shear, (H, W) = angle.to(w.dtype), shear.to(w.dtype), w.shape[2:]
     cos, sin = angle.cos(), angle.sin()
-    y, x = (torch.arange(n, device=w.device, dtype=w.dtype) - (n - 1) / 2 for n in (H, W))
-    come_from, at = torch.empty(B, H, W, 2, dtype=w.dtype, device=w.device), ((cos + shear * sin, -sin + shear * cos, W), (sin, cos, H))
-    for i, (by_x, by_y, n) in enumerate(at):
-        torch.add((by_x[:, None] * x * (2 / n))[:, None], (by_y[:, None] * y * (2 / n))[..., None], out=come_from[..., i])
-    return 1 - F.grid_sample(1 - w, come_from, align_corners=False)
+    x, y = ((_pixels(n, w.device).to(w.dtype) - n / 2) * (2 / W) for n in (W, H)) # in units of W / 2
+    from_x, from_y = torch.stack([cos + shear * sin, sin])[..., None] * x, torch.stack([shear * cos - sin, cos])[..., None] * y
+    come_from = from_x[:, :, None] + from_y[..., None] # column and row, (2, B, H, W)
+    if H != W: come_from[1] *= W / H
+    return 1 - F.grid_sample(1 - w, come_from.movedim(0, -1), align_corners=False)
 
 # %% ../nbs/01_masks.ipynb #ee136e03
 def smooth(
@@ -261,11 +259,13 @@ def smooth(
     window:Tensor, # sides of the windows, odd, (B,)
 ) -> Tensor: # (B, 1, *S)
     "Masks under an average filter, each with its own window."
+    band = w[:0]
     for axis in range(2, w.ndim):
-        i = torch.arange(w.shape[axis], device=w.device)
-        band = ((i[:, None] - i).abs() * 2 < window.view(-1, 1, 1)).to(w.dtype)
-        band = band / band.sum(-1, keepdim=True)
-        w = torch.matmul(w.movedim(axis, -1), band.mT.view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])).movedim(-1, axis)
+        if band.shape[-1] != w.shape[axis] or not len(band): # square images need it once
+            i = _pixels(w.shape[axis], w.device)
+            band = ((i[:, None] - i).abs() < (window / 2).view(-1, 1, 1)).to(w.dtype)
+            band = band.div_(band.sum(-1, keepdim=True)).view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])
+        w = torch.matmul(band, w.movedim(axis, -2)).movedim(-2, axis)
     return w
 
 # %% ../nbs/01_masks.ipynb #ebad227c

@@ -126,9 +126,9 @@ def shares(self:MiAMix,
     "Stage 2: the shares of the layers, from a Dirichlet distribution (eq. 9)."
     n = max(self.k_max)
     concentration = torch.full((len(k), n + 1), self.alpha, dtype=torch.float64, device=k.device)
-    concentration[:, n] *= k
+    concentration[:, n].mul_(k)
     gamma = torch._standard_gamma(concentration, generator)
-    gamma[:, :n] *= torch.arange(n, device=k.device) < k[:, None] # what is left of a Dirichlet is a Dirichlet
+    gamma[:, :n].mul_(torch.arange(n, device=k.device) < k[:, None]) # what is left of a Dirichlet is a Dirichlet
     return (gamma[:, :n] / gamma.sum(1, keepdim=True)).float()
 
 # %% ../nbs/04_miamix.ipynb #8d862383
@@ -155,12 +155,11 @@ def masks(self:MiAMix,
     counts = torch.bincount(chosen.flatten() + 1, minlength=len(self.candidates) + 1).tolist()
     slots = to_device(chosen.flatten().argsort(stable=True), x.device) # layers (sample * k_max + j), sorted by candidate
     w = torch.ones(len(slots), 1, *x.shape[2:], dtype=s.dtype, device=x.device)
-    s = s.flatten() if self.share == "replaced" else 1 - s.flatten()
-    for candidate, at in zip(self.candidates, slots.split(counts)[1:]):
+    s, rows = s.flatten().index_select(0, slots), slots // chosen.shape[1]
+    parts = (v.split(counts)[1:] for v in (slots, rows, index.index_select(0, rows), s if self.share == "replaced" else 1 - s))
+    for candidate, at, row, i, share in zip(self.candidates, *parts):
         if not len(at): continue
-        row = at // chosen.shape[1]
-        own = x.index_select(0, row) if candidate.sees_x else x
-        mask, _ = candidate.mask(s.index_select(0, at), index.index_select(0, row), own, partner, generator)
+        mask, _ = candidate.mask(share, i, x.index_select(0, row) if candidate.sees_x else x, partner, generator)
         w.index_copy_(0, at, mask.expand(len(at), *w.shape[1:]).to(w.dtype))
     return w.view(*chosen.shape, *x.shape[2:])
 

@@ -193,7 +193,7 @@ class GridMix(Mixer):
 
     def mask(self, s, index, x, partner, generator):
         check_2d("GridMix", x)
-        rect, n = masks.lattice(len(s), x.shape[2:], self.area, self.aspect, self.cells, x.device, generator)
+        rect, n = masks.lattice(len(s), self.area, self.aspect, self.cells, x.device, generator)
         return masks.grid(s, x.shape[2:], rect, n)
 
 # %% ../nbs/02_mixers.ipynb #fe2edbcd
@@ -383,7 +383,7 @@ class FeatureMixer(Mixer, name=""):
         finally: handle.remove()
 
 class ManifoldMixup(FeatureMixer, name="manifold_mixup"):
-    "Mixup of hidden representations (Verma et al. 2019, section 2)."
+    "Mixup of hidden representations (Verma et al. 2019)."
     def mask(self, s, index, x, partner, generator): return masks.linear(s, x.shape[2:])
 
 # %% ../nbs/02_mixers.ipynb #2cd83d50
@@ -403,7 +403,7 @@ def blocks(
     return pool(torch.lt(u, centre, out=torch.empty_like(u)), b, stride=1, padding=b // 2)
 
 class PatchUp(FeatureMixer):
-    "Blocks of a feature map swapped or blended with the partner's (Faramarzi et al. 2020, eq. 2 to 7)."
+    "Blocks of a feature map swapped or blended with the partner's (Faramarzi et al. 2020)."
     def __init__(self,
         kind:str="hard", # "hard": swap the blocks; "soft": blend them
         alpha:float=2., # $\alpha$ of Beta($\alpha$, $\alpha$); matters for "soft"

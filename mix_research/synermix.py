@@ -73,7 +73,7 @@ def intra_class_loss(
 
 # %% ../nbs/06_synermix.ipynb #75d02e8a
 class SupplementedSampler:
-    "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch. A `batch_sampler` of torch, or the `sampler` of `data.Batches`."
+    "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch and has another. A `batch_sampler` of torch, or the `sampler` of `data.Batches`."
     def __init__(self,
         labels, # class of each image, (N,) integers
         batch_size:int, # images per batch before supplementing; the last batch may be smaller
@@ -187,7 +187,7 @@ class SynerMix(MixCallback):
         self.last = self.head or find_head(self.learn.model)
 
     def before_batch(self):
-        self.augmented = self.xb[0]
+        self.augmented = self.xb[0].as_subclass(Tensor)
         if self.mixer is not None: super().before_batch()
 
     def after_pred(self):
@@ -198,11 +198,11 @@ class SynerMix(MixCallback):
         if not self.beta: return
         x = self.learn.augment.view(False).to(self.augmented.dtype) if self.source == "raw" else self.augmented
         with nullcontext() if self.statistics == "both" else kept_statistics(self.learn.model): features = features_at(self.learn.model, self.last, x)
-        intra = intra_class_loss(features, self.yb[0], self.last, self.loss_func, self.p, self.generator)
+        intra = intra_class_loss(features, self.yb[0].as_subclass(Tensor), self.last, self.loss_func, self.p, self.generator)
         self.learn.loss_grad = self.beta * intra + (1 - self.beta) * self.learn.loss_grad
         self.learn.loss = self.learn.loss_grad.clone()
 
-# %% ../nbs/06_synermix.ipynb #c448e892
+# %% ../nbs/06_synermix.ipynb #e64b39e5
 BETAS = {"intra": (.2, .4, .5, .7), "combined": (.05, .1, .2, .4)} # the paper's options, without and with an inter-class mixer
 
 def choose_beta(

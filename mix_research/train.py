@@ -21,6 +21,7 @@ from . import data, models
 from .augment import Pipeline
 from .callback import Augment, MixCallback
 from .record import Record, Run, Store
+from .synermix import SupplementedSampler, SynerMix
 
 # %% auto #0
 __all__ = ['LossNotFinite', 'Progress', 'Autocast', 'learning_rate', 'stream', 'environment', 'weights_hash', 'best_device',
@@ -135,11 +136,15 @@ def build_learner(
     torch.manual_seed(run.seed)
     model = models.build(run.model, d.n_classes, d.x.shape[1])
     x, y, test_x, test_y = (t.to(device) for t in (d.x, d.y, d.test_x, d.test_y))
-    dls = DataLoaders(data.Batches(x, y, run.batch_size, shuffle=True, generator=stream(run, "order")), data.Batches(test_x, test_y, max(run.batch_size, 500)))
+    order, synermix = stream(run, "order"), run.synermix() if run.method == "synermix" else None
+    how = dict(sampler=SupplementedSampler(d.y, run.batch_size, order)) if synermix else dict(shuffle=True, generator=order)
+    dls = DataLoaders(data.Batches(x, y, run.batch_size, **how), data.Batches(test_x, test_y, max(run.batch_size, 500)))
     sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=run.momentum, nesterov=run.nesterov, weight_decay=run.weight_decay))
     cbs = [TrainEvalCallback(), Augment(Pipeline(*d.pixel_stats(), run.pad, run.flip, run.cutout), stream(run, "augment", device)),
            ParamScheduler({"lr": partial(learning_rate, run)}), Progress(bar, run.eval_every)]
-    if mixer := run.mixer(): cbs.append(MixCallback(mixer, stream(run, "mix", device)))
+    draws = stream(run, "mix", device)
+    if synermix: cbs.append(SynerMix(**synermix, generator=draws))
+    elif mixer := run.mixer(): cbs.append(MixCallback(mixer, draws))
     if run.precision == "bfloat16": cbs.append(Autocast())
     if run.precision == "float16":
         if device.type != "cuda": raise ValueError(f"precision: float16 needs a GPU, got {device.type}; allowed here: float32, bfloat16")
