@@ -9,7 +9,7 @@ reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 	mix-research reproduce randomix/table_1 --preset smoke
 
 test: .venv/ready ## every notebook and every test
-	nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 # a thread each: two processes of two threads would wait for each other
 	pytest -q -rs
 
 lab: .venv/ready ## JupyterLab

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from mix_research import masks
 from mix_research.mix import Mix
-from mix_research.mixers import MIXERS, build
+from mix_research.mixers import MIXERS, FeatureMixer, build
 
 SHAPE = (9, 3, 20, 28)
 
@@ -69,7 +69,15 @@ class Recorder(TorchDispatchMode):
 MIXER_NAMES = [n for n in sorted(MIXERS) if MIXERS[n].__module__.startswith("mix_research.")]
 
 
-def made(name): return build(name, **({"per": "sample"} if name == "randomix" else {}))  # every candidate in every batch
+def made(name):
+    """A mixer, as a function of a batch: RandoMix with every candidate in it, feature-level mixers at the input of a network that does nothing."""
+    if not issubclass(MIXERS[name], FeatureMixer): return build(name, **({"per": "sample"} if name == "randomix" else {}))
+    mixer, nothing = build(name, places=["input"]), torch.nn.Identity()
+
+    def mix(x, y, generator=None):
+        with mixer.at(nothing, x, y, generator=generator) as mixing: out = nothing(x)
+        return out, mixing.target
+    return mix
 
 
 @pytest.mark.parametrize("name", MIXER_NAMES)
