@@ -72,7 +72,7 @@ MIXER_NAMES = [n for n in sorted(MIXERS) if MIXERS[n].__module__.startswith("mix
 def made(name):
     """A mixer, as a function of a batch: RandoMix with every candidate in it, feature-level mixers at the input of a network that does nothing."""
     if not issubclass(MIXERS[name], FeatureMixer): return build(name, **({"per": "sample"} if name == "randomix" else {}))
-    mixer, nothing = build(name, places=["input"]), torch.nn.Identity()
+    mixer, nothing = build(name, places=["input"], alpha=1.), torch.nn.Identity()  # other alphas draw gammas, which the meta device cannot
 
     def mix(x, y, generator=None):
         with mixer.at(nothing, x, y, generator=generator) as mixing: out = nothing(x)
