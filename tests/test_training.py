@@ -122,5 +122,6 @@ def test_gpu_mixers_do_not_wait():
         for generator in (None, torch.Generator("cuda").manual_seed(0)):
             mixer(x, y, generator=generator)
             torch.cuda.set_sync_debug_mode("error")
-            try: mixer(x, y, generator=generator)
+            try: mixed, target = mixer(x, y, generator=generator)  # raises where it would wait
             finally: torch.cuda.set_sync_debug_mode("default")
+            assert mixed.isfinite().all() and mixed.shape == x.shape and 0 <= target.lam.min() and target.lam.max() <= 1, name
