@@ -15,7 +15,7 @@ from .mixers import FeatureMixer, Mixer
 # %% auto #0
 __all__ = ['Augment', 'MixCallback']
 
-# %% ../nbs/10_callback.ipynb #a5376601
+# %% ../nbs/10_callback.ipynb #53a05f82
 class Augment(Callback):
     "Makes float images of uint8 batches: augmented in training, normalised only in validation."
     order = -5
@@ -25,14 +25,15 @@ class Augment(Callback):
     ): self.pipeline, self.generator = pipeline, generator
 
     def before_batch(self):
-        self.raw, = self.xb
+        self.raw = self.xb # the images; of streamed ones their sizes too
         self.learn.xb = (self.view(self.training),)
 
     def view(self,
         train:bool=True, # augmented? else normalised only
     ) -> Tensor: # (B, C, H, W) float32
         "One more view of the current batch."
-        return self.pipeline(self.raw, train, self.generator)
+        x, *sizes = self.raw
+        return self.pipeline(x, train, self.generator, *sizes)
 
 # %% ../nbs/10_callback.ipynb #2c23df1e
 class MixCallback(Callback):

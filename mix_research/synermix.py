@@ -71,9 +71,9 @@ def intra_class_loss(
     size = used if weight is None else used * weight[label]
     return (loss * used[:, None]).sum() / (p * size.sum())
 
-# %% ../nbs/06_synermix.ipynb #75d02e8a
+# %% ../nbs/06_synermix.ipynb #81d7eed7
 class SupplementedSampler:
-    "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch and has another. A `batch_sampler` of torch, or the `sampler` of `data.Batches`."
+    "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch and has another. A `batch_sampler` of torch, or the `sampler` of `batches.Batches`."
     def __init__(self,
         labels, # class of each image, (N,) integers
         batch_size:int, # images per batch before supplementing; the last batch may be smaller
