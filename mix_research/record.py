@@ -96,7 +96,7 @@ class Run:
         inter = None if args["inter"] == "none" else mixers.build(args["inter"], **args.pop("inter_args"))
         return {k: v for k, v in args.items() if k != "inter_args"} | {"inter": inter}
 
-# %% ../nbs/11_record.ipynb #a7444c16
+# %% ../nbs/11_record.ipynb #25a12792
 SCHEMA = 2
 
 class BadRecord(ValueError):
@@ -124,14 +124,14 @@ class Record:
 
     def value(self,
         name:str, # "top1", "top5", "loss"; "_best": of all epochs, "_mean10": mean of the last 10 (any number) in which it was evaluated
-    ) -> float:
+    ) -> float|None: # None if the record does not have it
         "A number of the training."
-        column, _, how = name.partition("_")
-        rows = [h for h in self.history if column in h]
-        if name in self.metrics and name != "weights": return self.metrics[name]
-        if how == "best" and rows: return (min if column == "loss" else max)(h[column] for h in rows)
-        if re.fullmatch(r"mean[1-9]\d*", how) and rows: return statistics.fmean(h[column] for h in rows if h["epoch"] > self.run.epochs - int(how[4:]))
-        raise ValueError(f"metric: unknown {name!r}; allowed: loss, top1, top5, and each with _best or _mean10 (any number)")
+        if not (parts := re.fullmatch(r"(loss|top1|top5)(_best|_mean([1-9]\d*))?", name)):
+            raise ValueError(f"metric: unknown {name!r}; allowed: loss, top1, top5, and each with _best or _mean10 (any number)")
+        column, how, n = parts.groups()
+        values = [h[column] for h in self.history if column in h and not (n and h["epoch"] <= self.run.epochs - int(n))]
+        if not how: return self.metrics.get(column)
+        return (statistics.fmean(values) if n else min(values) if column == "loss" else max(values)) if values else None
 
     def to_json(self) -> str:
         "The record's file contents."

@@ -54,7 +54,7 @@ def reference(
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]
     return table
 
-# %% ../nbs/20_study.ipynb #4e9c1930
+# %% ../nbs/20_study.ipynb #88ba7f7c
 METRICS = { # numbers of evaluations (see `evaluate`) that a table may ask for: name -> evaluation, its arguments, the value
     "clean_error": ("clean", {}, "error"), "valid_top1": ("clean", {"part": "valid"}, "top1"), "fgsm_error": ("fgsm", {}, "error"), "occlusion_error": ("occlusion", {}, "error"),
     "corruption_error": ("corruption", {}, "error"), "corrupted_top1": ("corruption", {}, "top1"), "calibration_error": ("classes", {}, "calibration_error"),
@@ -123,6 +123,7 @@ class Study:
         again:bool=False, # train even what has a record
         download:bool=False, # fetch missing data where the source allows it
         progress:bool=True, # bars over runs and epochs
+        keep_weights:bool=True, # keep trained networks after their evaluation, for more of them
     ) -> list: # records of failed runs
         "Trains and evaluates what has no successful record. Missing data is an error before anything is trained."
         records = {} if again else self.records()
@@ -141,6 +142,7 @@ class Study:
                 else:
                     for what, args in self._wanted(record):
                         if args.get("part", "test") in parts[run.dataset]: record = evaluate.evaluate(record, what, self.store, self.data_path, device, bar=progress, **args)
+                if not keep_weights: self.store.weights_path(run).unlink(missing_ok=True)
                 bar.update()
         return failed
 
@@ -154,7 +156,7 @@ class Study:
         "What the table shows."
         return self.spec["metrics"] | self.spec.get("metrics_of", {}).get(dataset, {})
 
-# %% ../nbs/20_study.ipynb #a516c1a9
+# %% ../nbs/20_study.ipynb #5f810b7f
 def _number(value, gain=None, spread=None):
     text = f"{value:.2f}" + ("" if spread is None or pd.isna(spread) else f" ± {spread:.2f}")
     return text + ("" if gain is None or pd.isna(gain) else f" ({gain:+.2f})")
@@ -166,7 +168,9 @@ def against(self:Study) -> str: return self.spec.get("against", "baseline")
 def label(self:Study, key:str) -> str: return self.labels.get(key, key)
 
 def _value(record, metric): # in percent where it is a share; None if it was not evaluated
-    if metric not in METRICS: return record.value(metric) * (1 if metric.startswith("loss") else 100)
+    if metric not in METRICS:
+        value = record.value(metric)
+        return value if value is None or metric.startswith("loss") else 100 * value
     what, args, value = METRICS[metric]
     found = record.evaluations.get(evaluation_name(what, args))
     return found and found["values"][value] * (1 if what == "features" else 100)
@@ -236,7 +240,8 @@ def caption(self:Study) -> str:
     records = [r for r in self.records().values() if r.status == "ok"]
     dates = sorted({r.date[:10] for r in records})
     when = f", measured {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") if dates else ""
-    return (f"{', '.join(map(self.label, self.metrics()))} in %, in brackets the difference to {self.label(self.against)}. Ours: preset {self.preset} ({self.note}); seeds {', '.join(map(str, self.seeds))}; "
+    shown = ", ".join(map(self.label, self.metrics()))
+    return (f"{shown[0].upper()}{shown[1:]}, in %; in brackets the difference to {self.label(self.against)}. Ours: preset {self.preset} ({self.note}); seeds {', '.join(map(str, self.seeds))}; "
             f"mean ± standard deviation over n seeds; {len(records)} of {len(self.runs)} runs{when}.")
 
 @patch

@@ -76,10 +76,10 @@ def write_cifar10_jpeg(root, rng):
     return dict(y=np.repeat(np.arange(10), 5), test_y=np.repeat(np.arange(10), 5), n_classes=10)
 
 
-def write_svhn(root, rng):
+def write_svhn(root, rng, sizes=(60, 30)):
     (root / "svhn").mkdir()
     truth = []
-    for part, n in (("train", 60), ("test", 30)):
+    for part, n in zip(("train", "test"), sizes):
         y = rng.permutation(np.arange(n) % 10)
         x = np.stack([photo(rng, c, 32, 32) for c in y]).transpose(0, 3, 1, 2)
         scipy.io.savemat(root / f"svhn/{part}_32x32.mat", {"X": x.transpose(2, 3, 1, 0), "y": np.where(y == 0, 10, y).astype(np.uint8)[:, None]}, do_compression=True)
@@ -135,12 +135,12 @@ def write_food101(root, rng, classes=("waffles", "apple_pie", "sushi")):
     return dict(y=np.repeat(np.arange(3), 6), test_y=np.repeat(np.arange(3), 2), n_classes=3)
 
 
-def write_caltech256(root, rng):
-    folder, sizes = root / "caltech256/256_ObjectCategories", {"001.ak47": 63, "002.american-flag": 61, "257.clutter": 64}
+def write_caltech256(root, rng, sizes={"001.ak47": 63, "002.american-flag": 61, "257.clutter": 64}):
+    folder = root / "caltech256/256_ObjectCategories"
     for k, (c, n) in enumerate(sizes.items()):
         for i in range(1, n + 1): save(folder / f"{c}/{c[:3]}_{i:04d}.jpg", photo(rng, k, *rng.integers(24, 48, 2)))
     (folder / "001.ak47/RENAME2").write_text("a stray, as in the published archive"); (folder / "002.american-flag/greg").mkdir()
-    return dict(y=np.repeat(np.arange(3), 60), test_y=np.repeat(np.arange(3), [3, 1, 4]), n_classes=3)
+    return dict(y=np.repeat(np.arange(len(sizes)), 60), test_y=np.repeat(np.arange(len(sizes)), [n - 60 for n in sizes.values()]), n_classes=len(sizes))
 
 
 def write_oxford_pets(root, rng, breeds=("Abyssinian", "american_bulldog", "Bengal")):
