@@ -39,7 +39,7 @@ def execute(
                                    extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
-# %% ../nbs/21_cli.ipynb #317bd8e6
+# %% ../nbs/21_cli.ipynb #7633f361
 def show_table(s:Study):
     "Prints the table of a study, if it has one."
     if "metrics" not in s.spec: return
@@ -71,11 +71,12 @@ def _executed(studies, out, train) -> list: # paths, in order
 def show_plan(
     studies:list, # of `Study`
 ):
-    "Prints how many runs each asks for, how many of them have a record, and how long the others may take, judged by records of the same data and network. A run that several ask for is listed with the first."
+    "Prints how many runs each asks for, how many of them have a record, and how long the others may take one after another, judged by records of the same data and network. A run that several ask for is listed with the first."
     def seconds(run, known): # of epochs like those that were timed
         times = [r.timing["seconds"] / r.run.epochs for r in known if (r.run.dataset, r.run.model) == (run.dataset, run.model) and "seconds" in r.timing]
         return run.epochs * statistics.median(times) if times else float("nan")
-    rows, seen, known = [], set(), [r for s in studies for r in s.records().values() if r.status == "ok"]
+    rows, seen = [], set()
+    known = [r for s in studies for records in (s.records(), Study(s.name, s.preset).records()) for r in records.values() if r.status == "ok"] # your own, and the committed ones
     for s in studies:
         new = [r for r in s.runs if r not in seen]
         seen |= set(new)
@@ -103,15 +104,22 @@ def export(
         write_atomic(path, picture); files.append(path)
     return files
 
+def _jobs(device) -> int: # runs side by side, unless the user says: one on a GPU, one a core without, up to 4 for their memory
+    import torch
+    return 1 if (device or "cuda") != "cpu" and torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+
 def cmd_reproduce(a) -> int:
     "Trains what is missing, executes the notebook, prints the table."
+    if a.jobs is not None and a.jobs < 1: raise ValueError(f"--jobs: expected an integer > 0, got {a.jobs}")
     studies, failed, missing = _studies(a, data_path=a.data, own=True), [], []
     if a.dry_run: show_plan(studies); return 0
+    ready = []
     for s in studies:
-        try: failed += s.train(device=a.device, again=a.again, download=a.download, keep_weights=not a.no_weights)
+        try: s.missing_data(a.download, a.again); ready.append(s)
         except DataNotFound as e:
             if not a.all: raise
             missing.append(f"{s.name}: {e}")
+    if ready: failed = study.train_all(ready, a.device, a.again, a.download, keep_weights=not a.no_weights, jobs=a.jobs or _jobs(a.device))
     paths = _executed(studies, Path(a.out or study.default_records().parent), train=False)
     for s in studies: show_table(s)
     for path, s in zip(paths, studies):
@@ -147,7 +155,7 @@ def cmd_status(a) -> int:
     print("\n".join(bad), end="\n" if bad else "")
     return 1 if bad else 0
 
-# %% ../nbs/21_cli.ipynb #7c29ff45
+# %% ../nbs/21_cli.ipynb #147e1c20
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mix-research", description="Tables and figures of mixed-sample augmentation papers, reproduced.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -165,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
              ("--out", dict(default="", metavar="DIR", help="folder of executed notebooks")), ("--export", dict(action="store_true", help="tables as CSV and LaTeX, figures as PNG, beside the notebook")), records)
     command("list", cmd_list)
     command("reproduce", cmd_reproduce, *which, ("--data", dict(default="", metavar="DIR", help="folder of all data sets")),
-            ("--device", dict(default=None, help="cpu or cuda; the GPU if there is one")), ("--again", dict(action="store_true", help="train even what has a record")),
+            ("--device", dict(default=None, help="cpu or cuda; the GPU if there is one")), ("--jobs", dict(type=int, default=None, metavar="N", help="runs trained side by side; 1 on a GPU, otherwise one a core, at most 4")),
+            ("--again", dict(action="store_true", help="train even what has a record")),
             ("--download", dict(action="store_true", help="fetch missing data where the source allows it")),
             ("--no-weights", dict(action="store_true", help="do not keep trained networks once they are evaluated")), ("--dry-run", dict(action="store_true", help="only say what would be trained")))
     command("show", cmd_show, *which)

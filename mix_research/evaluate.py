@@ -22,8 +22,8 @@ from .train import best_device, build_model, environment, load, load_weights, pi
 
 # %% auto #0
 __all__ = ['EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Trained', 'trained', 'clean', 'classes',
-           'test_features', 'features', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion', 'corrupted', 'corruption',
-           'evaluate']
+           'test_features', 'features', 'embedded', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion', 'corrupted',
+           'corruption', 'evaluate']
 
 # %% ../nbs/17_evaluate.ipynb #37421833
 def scores(
@@ -112,7 +112,7 @@ def trained(
     load_weights(store.weights_path(record.run), model, record.metrics["weights"])
     return Trained(record.run, model.to(device).eval().requires_grad_(False), d, pipeline(record.run, d), device, precision, bar)
 
-# %% ../nbs/17_evaluate.ipynb #68e7fd7a
+# %% ../nbs/17_evaluate.ipynb #2f3794ec
 def clean(
     net:Trained, # what to evaluate
     part:str="test", # or "valid", where a data set has its own validation images
@@ -140,15 +140,26 @@ def features(
     f, y = test_features(net)
     return dict(cohesion=synermix.cohesion(f, y), separability=synermix.separability(f, y), length=f.double().norm(dim=1).mean().item())
 
-def tsne(
+def embedded(
     features:Tensor, # (N, D)
     seed:int=0, # of its start
     perplexity:float=30., # about how many neighbours count, < N
 ) -> Tensor: # (N, 2) float32, on the CPU
-    "Two dimensions in which neighbours stay neighbours (van der Maaten & Hinton 2008), by scikit-learn."
+    "Two dimensions in which neighbours stay neighbours (t-SNE, van der Maaten & Hinton 2008), by scikit-learn."
     from sklearn.manifold import TSNE
     if not 0 < perplexity < len(features): raise ValueError(f"perplexity: expected a number between 0 and the {len(features)} features, got {perplexity}")
     return torch.from_numpy(TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.float().cpu().numpy()))
+
+def tsne(
+    net:Trained, # what to evaluate
+    n:int=2000, # at most so many test images, the same for every network
+    perplexity:float=30., # see `embedded`
+) -> dict: # strings of numbers: kept short, since it is a picture that is kept
+    "Test features in two dimensions, `x` and `y`, and their classes."
+    f, labels = test_features(net)
+    some = torch.randperm(len(f), generator=torch.Generator().manual_seed(0))[:n].to(f.device)
+    xy = embedded(f[some], perplexity=perplexity)
+    return dict(x=" ".join(f"{v:.1f}" for v in xy[:, 0].tolist()), y=" ".join(f"{v:.1f}" for v in xy[:, 1].tolist()), label=" ".join(map(str, labels[some].tolist())))
 
 # %% ../nbs/17_evaluate.ipynb #00be571a
 def attack(
@@ -244,8 +255,8 @@ def corruption(
     error = sum(errors.values()) / len(errors)
     return dict(top1=1 - error, error=error, source="files" if files else "generated", error_of_corruption={n: mean(n) for n in names}, error_of_severity={str(s): mean(s) for s in severities})
 
-# %% ../nbs/17_evaluate.ipynb #ab0aeed0
-EVALUATIONS = dict(clean=clean, classes=classes, features=features, fgsm=fgsm, occlusion=occlusion, corruption=corruption)
+# %% ../nbs/17_evaluate.ipynb #091f6e1d
+EVALUATIONS = dict(clean=clean, classes=classes, features=features, tsne=tsne, fgsm=fgsm, occlusion=occlusion, corruption=corruption)
 
 def evaluate(
     record:Record, # of a run that was finished
