@@ -106,7 +106,7 @@ def look(
     i %= 10
     return dict(color=color) | {"line": dict(marker=_MARKERS[i], linestyle=_LINES[i]), "point": dict(marker=_MARKERS[i]), "bar": dict(hatch=_HATCHES[i], edgecolor="white", linewidth=0)}[kind]
 
-# %% ../nbs/12_pictures.ipynb #0a8d1ef3
+# %% ../nbs/12_pictures.ipynb #18f3ae9d
 _SCENARIO = ["dataset", "model", "how"]
 
 def history(
@@ -146,7 +146,7 @@ def legend(
 ):
     "One legend below all panels."
     handles = {label: h for ax in fig.axes for h, label in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)), handlelength=2.6)
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns if fig.get_figwidth() > COLUMN + .1 else 2, len(handles)), handlelength=2.6)
 
 # %% ../nbs/12_pictures.ipynb #5b97945b
 def bars(
@@ -302,7 +302,7 @@ def gain_table(
                      text(len(up), len(ours), up.min(), up.max(), up.mean()) if len(ours) else "no record yet"))
     return pd.DataFrame(rows, columns=["accuracy gained, in scenarios with a gain", "the paper", "ours"]).set_index("accuracy gained, in scenarios with a gain")
 
-# %% ../nbs/12_pictures.ipynb #008b60da
+# %% ../nbs/12_pictures.ipynb #b3eab7f1
 def clusters(
     ax, # where
     xy, # points, (N, 2)
@@ -319,6 +319,6 @@ def clusters(
     ax.scatter(*xy[rest].T, s=size * .4, color=".85", linewidth=0)
     for i, c in enumerate(shown):
         p = xy[y == c]
-        ax.scatter(*p.T, s=size, color=_BRIGHT[i], marker=_MARKERS[i], linewidth=0)
+        ax.scatter(*p.T, s=size, color=_BRIGHT[i], marker=_MARKERS[i], linewidth=.3)
         if names and len(p): ax.text(*p.median(0).values.tolist(), str(c), fontsize=7, ha="center", va="center", bbox=dict(boxstyle="circle,pad=.15", facecolor="white", edgecolor=_BRIGHT[i], linewidth=.8))
     ax.set(xticks=[], yticks=[]); ax.grid(False)

@@ -202,7 +202,7 @@ def train_all(
             except BaseException: pool.shutdown(cancel_futures=True); raise
     return failed
 
-# %% ../nbs/20_study.ipynb #11f4cd56
+# %% ../nbs/20_study.ipynb #35f6a513
 def _number(value, gain=None, spread=None, error=None):
     text = f"{value:.2f}" + ("" if spread is None or pd.isna(spread) else f" ± {spread:.2f}")
     return text + ("" if gain is None or pd.isna(gain) else f" ({gain:+.2f}){_mark(gain, error)}")
@@ -302,12 +302,14 @@ def caption(self:Study) -> str:
 @patch
 def styled(self:Study): # a `pandas` Styler
     "The table in colour: blue where a marked difference is for the better, orange where it is for the worse."
+    t = self.table().reset_index()
+    titles, t.columns = list(t.columns), range(t.shape[1]) # a Styler wants columns of different names
     def color(column): # the words say the same without colour
-        title = column.name.rsplit(": ", 1)[0]
+        title = titles[column.name].rsplit(": ", 1)[0]
         metric = next((m for m in self.metrics() if title.endswith(self.label(m))), list(self.metrics())[-1])
         better = "▼" if _lower(metric) else "▲"
         return ["" if v[-1:] not in ("▲", "▼") else "background-color: #cfe5f3; color: black" if v[-1] == better else "background-color: #f9ddc0; color: black" for v in column]
-    return self.table().reset_index().style.hide(axis="index").apply(color)
+    return t.style.hide(axis="index").apply(color).format_index(titles.__getitem__, axis=1)
 
 def _lower(metric): return metric.endswith(("error", "loss", "cohesion")) # is better
 

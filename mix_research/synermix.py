@@ -71,14 +71,15 @@ def intra_class_loss(
     size = used if weight is None else used * weight[label]
     return (loss * used[:, None]).sum() / (p * size.sum())
 
-# %% ../nbs/06_synermix.ipynb #81d7eed7
+# %% ../nbs/06_synermix.ipynb #9d81a86e
 class SupplementedSampler:
     "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch and has another. A `batch_sampler` of torch, or the `sampler` of `batches.Batches`."
     def __init__(self,
         labels, # class of each image, (N,) integers
         batch_size:int, # images per batch before supplementing; the last batch may be smaller
-        generator:torch.Generator|None=None, # source of order and supplements, on the CPU
+        generator:torch.Generator|None=None, # source of the order, on the CPU
         shuffle:bool=True, # a new order every epoch
+        more:torch.Generator|None=None, # source of the supplements, on the CPU; `generator` if not given: the order then is not that of plain shuffling
     ):
         labels = torch.as_tensor(labels).cpu()
         if labels.ndim != 1 or not len(labels) or labels.is_floating_point(): raise ValueError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
@@ -86,7 +87,7 @@ class SupplementedSampler:
         _, self.label, self.count = labels.unique(return_inverse=True, return_counts=True)
         self.members, self.first = self.label.argsort(stable=True), self.count.cumsum(0) - self.count # images by class, and where each class begins
         self.rank = torch.empty_like(self.label).scatter_(0, self.members, torch.arange(len(labels)) - self.first[self.label[self.members]])
-        self.batch_size, self.generator, self.shuffle = batch_size, generator, shuffle
+        self.batch_size, self.generator, self.shuffle, self.more = batch_size, generator, shuffle, more or generator
 
     def __len__(self): return -(-len(self.label) // self.batch_size)
 
@@ -99,7 +100,7 @@ class SupplementedSampler:
         _, inverse, count = (batch * len(self.count) + c).unique(return_inverse=True, return_counts=True)
         single = (count[inverse] == 1) & (self.count[c] > 1)
         image, c = order[single], c[single]
-        other = (torch.rand(len(c), generator=self.generator, dtype=torch.float64) * (self.count[c] - 1)).long() # among the others of its class
+        other = (torch.rand(len(c), generator=self.more, dtype=torch.float64) * (self.count[c] - 1)).long() # among the others of its class
         return self.members[self.first[c] + other + (other >= self.rank[image])], batch[single]
 
     def __iter__(self):

@@ -77,7 +77,7 @@ class Autocast(Callback):
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self.context.__exit__(None, None, None)
 
-# %% ../nbs/15_train.ipynb #0702cad4
+# %% ../nbs/15_train.ipynb #f6728942
 def learning_rate(
     run:Run, # its lr, schedule, milestones, gamma and epochs
     progress:float, # share of the training that is over, in [0, 1]
@@ -92,7 +92,7 @@ def stream(
     purpose:str, # what the numbers are for
     device="cpu", # where they are drawn
 ) -> torch.Generator:
-    "A generator of its own for each purpose: all methods of one seed see the same order of the same crops."
+    "A generator of its own for each purpose: all methods of one seed see the images in the same order, and, where their batches are of one size (not with SynerMix's supplements), the same crops."
     seed = hashlib.sha256(f"{run.seed}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
 
@@ -146,7 +146,7 @@ def load_weights(
     except (RuntimeError, TypeError, AttributeError) as e: raise ValueError(f"{path}: weights of another network") from e
     if (found := weights_hash(model)) != expected: raise ValueError(f"{path}: hash {found}, but the record's network has {expected}")
 
-# %% ../nbs/15_train.ipynb #645d249d
+# %% ../nbs/15_train.ipynb #9233bfc8
 def load(
     run:Run, # its data set and share for validation
     data_path:str|Path|None=None, # folder of all data sets; see `data.data_root`
@@ -183,7 +183,7 @@ def build_learner(
     torch.manual_seed(run.seed)
     model = build_model(run, d)
     order, synermix = stream(run, "order"), run.synermix() if run.method == "synermix" else None
-    how = dict(sampler=SupplementedSampler(d.y, run.batch_size, order)) if synermix else dict(shuffle=True, generator=order)
+    how = dict(sampler=SupplementedSampler(d.y, run.batch_size, order, more=stream(run, "supplements"))) if synermix else dict(shuffle=True, generator=order)
     dls = DataLoaders(d.batches("train", run.batch_size, device, **how), test_batches(run, d, device))
     sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=run.momentum, nesterov=run.nesterov, weight_decay=run.weight_decay))
     cbs = [TrainEvalCallback(), Augment(pipeline(run, d), stream(run, "augment", device)),
