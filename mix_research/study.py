@@ -55,11 +55,11 @@ def reference(
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]
     return table
 
-# %% ../nbs/20_study.ipynb #0faf3a0f
-METRICS = { # numbers of evaluations (see `evaluate`) that a table may ask for: name -> evaluation, its arguments, the value
+# %% ../nbs/20_study.ipynb #aff32c85
+METRICS = { # numbers of evaluations (see `evaluate`) that a table may ask for: name -> evaluation, its arguments, the value (of a list: and its place)
     "clean_error": ("clean", {}, "error"), "valid_top1": ("clean", {"part": "valid"}, "top1"), "fgsm_error": ("fgsm", {}, "error"), "occlusion_error": ("occlusion", {}, "error"),
     "corruption_error": ("corruption", {}, "error"), "corrupted_top1": ("corruption", {}, "top1"), "calibration_error": ("classes", {}, "calibration_error"),
-    "fgsm_sweep": ("fgsm", {"eps": [e / 255 for e in (0, 1, 2, 4, 8)]}, "error"), # a list
+    **{f"fgsm{e}_error": ("fgsm", {"eps": [e / 255 for e in (0, 1, 2, 4, 8)]}, ("error", i)) for i, e in enumerate((0, 1, 2, 4, 8))}, # one sweep, of eps e / 255
     "cohesion": ("features", {}, "cohesion"), "separability": ("features", {}, "separability"),
 }
 
@@ -132,7 +132,8 @@ class Study:
 
     def wanted(self, run:Run) -> list: # (evaluation, arguments)
         "What the table or figure needs beyond the training."
-        return [METRICS[m][:2] for m in self.metrics(run.dataset).values() if m in METRICS] + [(e, {}) for e in self.spec.get("evaluations", [])]
+        wanted = [METRICS[m][:2] for m in self.metrics(run.dataset).values() if m in METRICS] + [(e, {}) for e in self.spec.get("evaluations", [])]
+        return list({evaluation_name(*w): w for w in wanted}.values())
 
     def metrics(self,
         dataset:str="", # that is shown; a protocol may report each in its own way
@@ -202,7 +203,7 @@ def train_all(
             except BaseException: pool.shutdown(cancel_futures=True); raise
     return failed
 
-# %% ../nbs/20_study.ipynb #35f6a513
+# %% ../nbs/20_study.ipynb #454966ff
 def _number(value, gain=None, spread=None, error=None):
     text = f"{value:.2f}" + ("" if spread is None or pd.isna(spread) else f" ± {spread:.2f}")
     return text + ("" if gain is None or pd.isna(gain) else f" ({gain:+.2f}){_mark(gain, error)}")
@@ -221,8 +222,10 @@ def _value(record, metric): # in percent where it is a share; None if it was not
         value = record.value(metric)
         return value if value is None or metric.startswith("loss") else 100 * value
     what, args, value = METRICS[metric]
-    found = record.evaluations.get(evaluation_name(what, args))
-    return found and found["values"][value] * (1 if what == "features" else 100)
+    if not (found := record.evaluations.get(evaluation_name(what, args))): return None
+    value, at = value if isinstance(value, tuple) else (value, None)
+    number = found["values"][value] if at is None else found["values"][value][at]
+    return number * (1 if what == "features" else 100)
 
 @patch
 def measured(self:Study,
