@@ -55,7 +55,7 @@ def class_accuracy(
     right = torch.bincount(y[logits.argmax(1) == y], minlength=logits.shape[1]).tolist()
     return [r / n if n else None for r, n in zip(right, count)]
 
-# %% ../nbs/17_evaluate.ipynb #33d215e9
+# %% ../nbs/17_evaluate.ipynb #67dc0c57
 @dataclass
 class Trained:
     "A trained network, ready to be evaluated."
@@ -110,7 +110,8 @@ def trained(
     d = load(record.run, data_path)
     with torch.random.fork_rng([]): model = build_model(record.run, d)
     load_weights(store.weights_path(record.run), model, record.metrics["weights"])
-    return Trained(record.run, model.to(device).eval().requires_grad_(False), d, pipeline(record.run, d), device, precision, bar)
+    # channels last: about twice as fast on a CPU
+    return Trained(record.run, model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), d, pipeline(record.run, d), device, precision, bar)
 
 # %% ../nbs/17_evaluate.ipynb #2f3794ec
 def clean(
