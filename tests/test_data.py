@@ -139,7 +139,7 @@ def write_caltech256(root, rng, sizes={"001.ak47": 63, "002.american-flag": 61, 
     folder = root / "caltech256/256_ObjectCategories"
     for k, (c, n) in enumerate(sizes.items()):
         for i in range(1, n + 1): save(folder / f"{c}/{c[:3]}_{i:04d}.jpg", photo(rng, k, *rng.integers(24, 48, 2)))
-    (folder / "001.ak47/RENAME2").write_text("a stray, as in the published archive"); (folder / "002.american-flag/greg").mkdir()
+    (folder / "001.ak47/RENAME2").write_text("a stray, as in the published archive"); (folder / c / "greg").mkdir()
     return dict(y=np.repeat(np.arange(len(sizes)), 60), test_y=np.repeat(np.arange(len(sizes)), [n - 60 for n in sizes.values()]), n_classes=len(sizes))
 
 
