@@ -39,7 +39,7 @@ def execute(
                                    extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
-# %% ../nbs/21_cli.ipynb #7633f361
+# %% ../nbs/21_cli.ipynb #71242e29
 def show_table(s:Study):
     "Prints the table of a study, if it has one."
     if "metrics" not in s.spec: return
@@ -87,6 +87,10 @@ def show_plan(
     total = [sum(r[i] for r in rows) for i in (1, 2, 3)]
     print(pd.DataFrame([*rows, ("all", *total, "")], columns=["artefact", "runs", "with a record", "missing", "time (h:mm:ss)"]).to_markdown(index=False))
 
+def _tex(text): # as LaTeX reads it; the tables want its package booktabs
+    for a, b in (("%", "\\%"), ("_", "\\_"), ("&", "\\&"), ("#", "\\#"), ("±", "$\\pm$"), ("▲", "$\\uparrow$"), ("▼", "$\\downarrow$")): text = text.replace(a, b)
+    return text
+
 def export(
     s:Study, # the artefact
     notebook:Path, # its executed notebook
@@ -96,7 +100,8 @@ def export(
     files = []
     if "metrics" in s.spec:
         table = s.table()
-        for end, text in ((".csv", table.to_csv()), (".tex", table.style.to_latex(hrules=True, convert_css=False, caption=s.caption().replace("%", "\\%").replace("_", "\\_")))):
+        tex = table.map(_tex).rename(index=_tex, columns=_tex).rename_axis(index=None)
+        for end, text in ((".csv", table.to_csv()), (".tex", tex.style.to_latex(hrules=True, caption=_tex(s.caption())))):
             write_atomic(notebook.with_suffix(end), text); files.append(notebook.with_suffix(end))
     pictures = [base64.b64decode(o.data["image/png"]) for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     for i, picture in enumerate(pictures):
