@@ -114,11 +114,11 @@ def write_mini_imagenet(root, rng, n=12):
     return dict(y=np.repeat(np.arange(4), n * 5 // 6), test_y=np.repeat(np.arange(4), n - n * 5 // 6), n_classes=4)
 
 
-def write_imagenet(root, rng):
-    for part, n in (("train", 8), ("val", 3)):
+def write_imagenet(root, rng, sizes=(8, 3)):
+    for part, n in zip(("train", "val"), sizes):
         for k, c in enumerate(("n01440764", "n01443537", "n02102040")):
             for i in range(n): save(root / f"imagenet/{part}/{c}/{c if part == 'train' else 'ILSVRC2012_val'}_{k * n + i:08d}.JPEG", photo(rng, k, *rng.integers(40, 90, 2)))
-    return dict(y=np.repeat(np.arange(3), 8), test_y=np.repeat(np.arange(3), 3), n_classes=3)
+    return dict(y=np.repeat(np.arange(3), sizes[0]), test_y=np.repeat(np.arange(3), sizes[1]), n_classes=3)
 
 
 def write_food101(root, rng, classes=("waffles", "apple_pie", "sushi")):
