@@ -44,7 +44,7 @@ class Order:
 
     def __iter__(self): return (i.tolist() for i in self.on())
 
-# %% ../nbs/08_batches.ipynb #a35b4e74
+# %% ../nbs/08_batches.ipynb #596dbc4e
 class Batches:
     "Batches of device-resident images: `(x, y)`."
     n_inp = 1
@@ -57,6 +57,7 @@ class Batches:
 
     def __len__(self): return len(self.order)
     def __iter__(self): return ((self.x.index_select(0, i), self.y.index_select(0, i)) for i in self.order.on(self.device))
+    def close(self): "Nothing to end; see `Stream`."
 
     def new(self, shuffle=False, drop_last=False, **kwargs):
         "A loader of the same images, as fastai's `get_preds` wants it."
@@ -88,7 +89,7 @@ def canvas(
     for o, x in zip(out, images): o[:, :x.shape[1], :x.shape[2]] = x
     return out, sizes
 
-# %% ../nbs/08_batches.ipynb #7dff8aec
+# %% ../nbs/08_batches.ipynb #03e6c4df
 class _Decode:
     def __init__(self, paths, y, max_side): self.paths, self.y, self.max_side = paths, y, max_side
     def __getitem__(self, i):
@@ -115,11 +116,17 @@ class Stream:
     ):
         self.paths, self.y, self.device, self.dataset, self.max_side = paths, y.cpu(), torch.device(device), range(len(paths)), max_side
         self.order, self.workers = Order(len(paths), batch_size, *order, **kw), min(8, os.cpu_count() or 1) if workers is None else workers
-        self.loader = DataLoader(_Decode(paths, self.y, max_side), batch_sampler=self.order, collate_fn=_collate, num_workers=self.workers, generator=torch.Generator(),
-                                 persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
+        self.loader = None # made for the first batch
+
+    def close(self):
+        "Ends the worker processes; the next batch starts new ones."
+        self.loader = None
 
     def __len__(self): return len(self.order)
     def __iter__(self):
+        if self.loader is None:
+            self.loader = DataLoader(_Decode(self.paths, self.y, self.max_side), batch_sampler=self.order, collate_fn=_collate, num_workers=self.workers, generator=torch.Generator(),
+                                     persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
         for batch in self.loader:
             if isinstance(batch, str): raise ValueError(batch)
             yield tuple(t.to(self.device, non_blocking=True) for t in batch)

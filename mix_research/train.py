@@ -197,7 +197,7 @@ def build_learner(
         cbs.append(MixedPrecision())
     return Learner(dls, model, loss_func=nn.CrossEntropyLoss(), opt_func=sgd, lr=run.lr, cbs=cbs, default_cbs=False)
 
-# %% ../nbs/15_train.ipynb #b9f954fc
+# %% ../nbs/15_train.ipynb #454d86c3
 def train(
     run:Run, # what to run
     store:Store|str|Path|None=None, # where records lie; None: keep it in memory only
@@ -219,6 +219,8 @@ def train(
         learn = build_learner(run, d, device, bar)
         try: learn.fit(run.epochs)
         except LossNotFinite as e: status, error = "failed", str(e)
+        finally:
+            for loader in learn.dls: loader.close() # now, not when garbage is collected: in the middle of the next run's start that can close a file too many
     history, times = learn.progress.history, learn.progress.times
     timing = dict(seconds=round(time.perf_counter() - start, 3))
     if times: timing |= dict(seconds_per_epoch=round(sorted(times)[len(times) // 2], 4), images_per_second=round(len(d.x) / sorted(times)[len(times) // 2]))
