@@ -30,9 +30,8 @@ readme: .venv/ready ## README.md from nbs/index.ipynb
 	  --NbConvertApp.output_files_dir=nbs/images --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_input_tags=hide_input --TagRemovePreprocessor.remove_cell_tags=hide_cell
 
-bench: .venv/ready ## what mixing costs on this machine
-	mkdir -p reproduced && papermill --no-progress-bar papers/speed.ipynb reproduced/speed.ipynb
-	@echo "notebook: reproduced/speed.ipynb"
+bench: .venv/ready ## what mixing and training cost on this machine
+	mix-research bench
 
 .venv/ready: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ from .randomix import build_candidates, check_weights
 # %% auto #0
 __all__ = ['AGMix', 'check_layers', 'check_share', 'check_layer_numbers', 'MiAMix']
 
-# %% ../nbs/04_miamix.ipynb #542ce31e
+# %% ../nbs/04_miamix.ipynb #ce35d9f9
 class AGMix(GMix):
     "A Gaussian bump of random shape (MiAMix, section 3.1)."
     def __init__(self,
@@ -31,8 +31,7 @@ class AGMix(GMix):
     def mask(self, s, index, x, partner, generator):
         check_2d("AGMix", x)
         centre = masks.points(len(s), x.shape[2:], x.device, generator)
-        u = torch.rand(2, len(s), device=x.device, generator=generator).to(s.dtype)
-        q, theta = (low + (high - low) * v for (low, high), v in zip((self.q, self.theta), u))
+        q, theta = masks.between(torch.rand(2, len(s), device=x.device, generator=generator).to(s.dtype), (self.q, self.theta))
         return masks.gaussian(s, x.shape[2:], self.sigma, q, theta.deg2rad_(), centre)
 
 # %% ../nbs/04_miamix.ipynb #96c4abb1

@@ -142,23 +142,23 @@ def one_hot(
     "As `F.one_hot`, but float and without its synchronisation."
     return torch.zeros(len(y), n_classes, device=y.device).scatter_(1, y[:, None], 1.)
 
-# %% ../nbs/00_mix.ipynb #c58968b9
+# %% ../nbs/00_mix.ipynb #c873b825
 def paste_into(
     p:Tensor, # images, (B, C, H, W)
     box:Tensor, # top, left, height, width in pixels, (B, 4) or (1, 4)
     mode:str="bilinear", # or "nearest"
 ) -> Tensor: # (B, C, H, W), zero outside the box
     "Every whole image resized into its own box on a black canvas, all at once."
-    grid, tie = [], 1e-3 if mode == "nearest" else 0. # between two pixels the later one, as floor() decides
-    for first, size, n in ((1, 3, p.shape[3]), (0, 2, p.shape[2])):
-        t = (torch.arange(n, device=p.device) + .5 - box[:, first, None]) / box[:, size, None].clamp(min=1e-6)
+    grid = torch.empty(len(box), *p.shape[2:], 2, device=p.device)
+    tie = 1e-3 if mode == "nearest" else 0. # between two pixels the later one, as floor() decides
+    for i, n in enumerate(p.shape[2:]):
+        t = (torch.arange(n, device=p.device) + .5 - box[:, i, None]) / box[:, i + 2, None].clamp(min=1e-6)
         edge = 1 - 1 / n # half a pixel inside the border repeats the border's pixel, as resizing does
-        grid.append(torch.where((t > 0) & (t < 1), (2 * t - 1 + tie / n).clamp(-edge, edge), torch.full_like(t, 9.)))
-    grid = torch.stack([grid[0][:, None].expand(-1, p.shape[2], -1), grid[1][..., None].expand(-1, -1, p.shape[3])], -1)
-    out = F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False)
-    return out.to(p.dtype)
+        t = torch.where((t > 0) & (t < 1), (2 * t - 1 + tie / n).clamp_(-edge, edge), 9.)
+        grid[..., 1 - i] = t[..., None] if i == 0 else t[:, None]
+    return F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False).to(p.dtype)
 
-# %% ../nbs/00_mix.ipynb #1f659a99
+# %% ../nbs/00_mix.ipynb #4c5ec117
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -167,11 +167,11 @@ class Paste:
     mode:str="bilinear" # how to resize, or "nearest"
 
     def apply_(self,
-        p:Tensor, # partners, (B, C, *S), changed in place
-    ):
+        p:Tensor, # partners, (B, C, *S), may be changed in place
+    ) -> Tensor: # what became of them
         "Apply $T$ to the partners in `p`."
         if self.box is None: return p.zero_() if self.rows is None else p.index_fill_(0, self.rows, 0)
-        if self.rows is None: return p.copy_(paste_into(p, self.box, self.mode))
+        if self.rows is None: return paste_into(p, self.box, self.mode)
         return p.index_copy_(0, self.rows, paste_into(p.index_select(0, self.rows), self.box, self.mode))
 
 @dataclass
@@ -192,8 +192,8 @@ class Mix:
         p = x if partner is None else partner
         if out is None and not (p.requires_grad or x.requires_grad): out = torch.empty_like(x)
         p = torch.index_select(p, 0, self.index, out=out)
-        for paste in self.pastes: paste.apply_(p)
-        return p.lerp_(x, self.w.to(x.dtype))
+        for paste in self.pastes: p = paste.apply_(p)
+        return torch.lerp(p, x, self.w.to(x.dtype), out=out)
 
     def target(self,
         y:Tensor, # labels of the batch, (B,) integers or (B, K) floats

@@ -225,7 +225,7 @@ class SmoothMix(Mixer):
 
     def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], generator=generator)
 
-# %% ../nbs/02_mixers.ipynb #58d83c89
+# %% ../nbs/02_mixers.ipynb #025d600c
 class ResizeMix(Mixer):
     "The whole partner, resized and pasted (Qin et al. 2020, eq. 2 and 3)."
     def __init__(self,
@@ -245,22 +245,22 @@ class ResizeMix(Mixer):
     def place(self, s:Tensor, x:Tensor, generator) -> Tensor: # (n, 4)
         "Boxes (top, left, height, width) in whole pixels, anywhere inside the image."
         check_2d("ResizeMix", x)
-        u = torch.rand(2, len(s), device=x.device, generator=generator)
-        sides = [(s.sqrt() * n).floor_().clamp_(min=1) for n in x.shape[2:]]
-        return torch.stack([(u[i] * (n - sides[i] + 1)).floor_() for i, n in enumerate(x.shape[2:])] + sides, 1)
+        u, size = torch.rand(2, len(s), device=x.device, generator=generator), masks.column(x.shape[2:], x.device)
+        sides = (s.sqrt() * size).floor_().clamp_(min=1)
+        return torch.cat([(u * (size - sides + 1)).floor_(), sides]).T
 
     def mask(self, s, index, x, partner, generator): return self._boxes(self.place(s, x, generator), x)
 
     def _boxes(self, box, x):
-        half = box[:, 2:] / 2
-        return masks.outer([masks.intervals(box[:, i] + half[:, i], half[:, i], n) for i, n in enumerate(x.shape[2:])])
+        start, half = box[:, :2].T, box[:, 2:].T / 2
+        return masks.outer(masks.intervals(start + half, half, x.shape[2:]), x.shape[2:])
 
     def make(self, index, x, partner, generator):
         box = self.place(self.share(1 if self.per == "batch" else len(index), x, generator), x, generator)
         w, lam = self._boxes(box, x)
         return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),))
 
-# %% ../nbs/02_mixers.ipynb #2c635226
+# %% ../nbs/02_mixers.ipynb #2a6f0e79
 class Cutout(Mixer):
     "A square set to zero, the label unchanged (DeVries & Taylor 2017)."
     def __init__(self,
@@ -273,7 +273,7 @@ class Cutout(Mixer):
 
     def mask(self, s, index, x, partner, generator):
         size, centre = x.shape[2:], masks.centres(len(s), x.shape[2:], x.device, generator)
-        return masks.outer([masks.intervals(centre[:, i], torch.full_like(s, self.length / 2), n) for i, n in enumerate(size)])
+        return masks.outer(masks.intervals(centre.T, torch.full_like(s, self.length / 2), size), size)
 
     def make(self, index, x, partner, generator):
         n = 1 if self.per == "batch" else len(index)

@@ -13,9 +13,9 @@ from .mix import check_positive
 from .mixers import check_choice
 
 # %% auto #0
-__all__ = ['SCHEMA', 'Run', 'BadRecord', 'Record', 'evaluation_name', 'write_atomic', 'Store']
+__all__ = ['SCHEMA', 'Run', 'BadRecord', 'sealed', 'unsealed', 'Record', 'evaluation_name', 'write_atomic', 'Store']
 
-# %% ../nbs/11_record.ipynb #a854c3e3
+# %% ../nbs/11_record.ipynb #4d69a2e6
 def _frozen(value):
     "Lists as tuples, so that equal runs are equal however they were written."
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
@@ -29,7 +29,7 @@ class Run:
     method_args:dict=field(default_factory=dict) # hyperparameters of the method
     epochs:int=30 # passes over the training images
     seed:int=0 # decides weights, order, augmentation and mixing
-    batch_size:int=128 # images per step; an incomplete last batch is used too
+    batch_size:int=128 # images per step; an incomplete last batch is used too, see `drop_last`
     lr:float=.1 # learning rate at the start, SGD
     momentum:float=.9 # of SGD
     nesterov:bool=False # Nesterov's momentum
@@ -46,6 +46,11 @@ class Run:
     pretrained:bool=False # start from torchvision's ImageNet weights
     validation:float=0. # share of the training images, of each class alike, that is held out and takes the place of the test images; 0: none
     precision:str="float32" # "float32", "bfloat16" (autocast) or "float16" (autocast, scaled gradients; GPU)
+    channels_last:bool=True # the network's memory format: the channels of a pixel beside each other
+    fused:bool=True # the optimiser updates all weights in one kernel
+    compile:bool=False # the network compiled by torch.compile, except under a mixer that works inside it
+    cuda_graphs:bool=False # with `compile`, on a GPU: a step's kernels recorded once and replayed; not with SynerMix, whose batches differ in size
+    drop_last:bool=False # leave out an incomplete last batch
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", _frozen(self.milestones))
@@ -61,6 +66,9 @@ class Run:
         if self.schedule == "step" and not self.milestones: raise ValueError("milestones: a step schedule needs at least one epoch")
         Pipeline((0.,), (1.,), self.pad, self.flip, self.cutout, self.size, self.min_area)
         if not 0 <= self.validation < 1: raise ValueError(f"validation: expected a number in [0, 1), got {self.validation}")
+        for k in (f.name for f in dataclasses.fields(self) if f.type == "bool"):
+            if not isinstance(v := getattr(self, k), bool): raise ValueError(f"{k}: expected true or false, got {v!r}")
+        if self.cuda_graphs and not self.compile: raise ValueError("cuda_graphs: they are recorded from the compiled network; allowed with compile=True")
         self.mixer()
 
     @property
@@ -96,13 +104,30 @@ class Run:
         inter = None if args["inter"] == "none" else mixers.build(args["inter"], **args.pop("inter_args"))
         return {k: v for k, v in args.items() if k != "inter_args"} | {"inter": inter}
 
-# %% ../nbs/11_record.ipynb #25a12792
-SCHEMA = 2
+# %% ../nbs/11_record.ipynb #b8abf5d6
+SCHEMA = 3
 
 class BadRecord(ValueError):
     "A file is not a whole, unchanged record."
 
-def _canonical(values:dict) -> str: return json.dumps(values, sort_keys=True)
+def _checksum(values:dict) -> str: return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+def sealed(
+    values:dict, # plain values
+) -> str:
+    "JSON with a checksum of its contents."
+    return json.dumps(values | {"checksum": _checksum(json.loads(json.dumps(values)))}, indent=1)
+
+def unsealed(
+    text:str, # of a file
+) -> dict:
+    "The values again. Errors: `BadRecord` for anything that `sealed` did not write."
+    try:
+        values = json.loads(text)
+        checksum = values.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError) as e: raise BadRecord(f"not a record ({e})") from e
+    if _checksum(values) != checksum: raise BadRecord("checksum does not match: edited or damaged")
+    return values
 
 @dataclass
 class Record:
@@ -111,7 +136,7 @@ class Record:
     status:str # "ok" or "failed"
     metrics:dict # final numbers: top1, top5 and loss on the test images (last epoch), top1_best, weights (a hash of the trained network)
     history:list # per epoch: epoch, lr, train_loss, and where it was evaluated loss, top1 and top5 on the test images
-    timing:dict # seconds, seconds_per_epoch (median), images_per_second, peak_memory_mb (GPU only)
+    timing:dict # seconds, seconds_per_epoch (median, of the training alone), images_per_second, peak_memory_mb (GPU only)
     environment:dict # device, threads, versions, commit
     date:str # UTC, ISO 8601
     error:str="" # why it failed
@@ -136,20 +161,18 @@ class Record:
     def to_json(self) -> str:
         "The record's file contents."
         values = {"schema": SCHEMA, "key": self.run.key, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "run": self.run.asdict()}
-        values["checksum"] = hashlib.sha256(_canonical(json.loads(_canonical(values))).encode()).hexdigest()
-        return json.dumps(values, indent=1)
+        return sealed(values)
 
     @classmethod
     def from_json(cls, text:str) -> Record:
         "The inverse. Errors: `BadRecord` for anything that `to_json` did not write."
+        values = unsealed(text)
         try:
-            values = json.loads(text)
-            checksum = values.pop("checksum")
-            if hashlib.sha256(_canonical(values).encode()).hexdigest() != checksum: raise BadRecord("checksum does not match: edited or damaged")
-            if (schema := values.pop("schema")) not in (1, SCHEMA): raise BadRecord(f"schema {schema}, expected 1 to {SCHEMA}")
+            if (schema := values.pop("schema")) not in range(1, SCHEMA + 1): raise BadRecord(f"schema {schema}, expected 1 to {SCHEMA}")
             if schema == 1: values["evaluations"] = {} # what it did not have
             key, run = values.pop("key"), Run.from_dict(values.pop("run"))
             if run.key != key: raise BadRecord(f"key {key} is not that of its run")
+            if schema < 3: run = dataclasses.replace(run, channels_last=False, fused=False) # what it did not do
             return cls(run=run, **values)
         except BadRecord: raise
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise BadRecord(f"not a record ({e})") from e

@@ -92,9 +92,11 @@ def test_outside_of_a_checkout_papers_are_found_beside_the_package(tmp_path):
     assert "randomix/table_1" in cli(tmp_path, "list").stdout
 
 
-def test_speed_notebook_runs(tmp_path):
-    import papermill
-    out = tmp_path / "speed.ipynb"
-    papermill.execute_notebook(ROOT / "papers/speed.ipynb", out, dict(repeats=3, shapes=[[8, 3, 16, 16]]), cwd=tmp_path, progress_bar=False, kernel_name="python3")
-    shown = "".join(o.data.get("text/markdown", "") for c in nbformat.read(out, 4).cells for o in c.get("outputs", []) if "data" in o)
-    assert "torchvision CutMix" in shown and "times a plain lerp" in shown and "nan" not in shown
+def test_bench(tmp_path):
+    """The smallest sizes, from measuring to the rendered notebook; what was measured is kept."""
+    cli(tmp_path, "bench", "--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out"))
+    kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out/speed").glob("*.json")}
+    assert {"cpu_mixers_32", "cpu_training_small", "cpu_growth", "cpu_intra", "cpu_matrix_float32"} == set(kept)
+    assert all(m["environment"]["threads"] == 1 and m["rows"] and m["date"] for m in kept.values())
+    shown = "".join(o.data.get("text/markdown", "") for c in nbformat.read(tmp_path / "out/speed.ipynb", 4).cells for o in c.get("outputs", []) if "data" in o)
+    assert "torchvision CutMix" in shown and "miamix" in shown and "bare loop" in shown and "nan" not in shown and "nothing measured on a GPU yet" in shown

@@ -1,5 +1,6 @@
 """Records: the same in one process or two, with fastai's own data, and on a GPU where there is one."""
 import json
+import shutil
 import subprocess
 import sys
 
@@ -36,6 +37,15 @@ def test_data_order_and_crops_do_not_depend_on_the_method():
         batches = list(learn.dls.train)
         seen.append((torch.cat([y for _, y in batches]), learn.augment.pipeline(batches[0][0], True, learn.augment.generator), next(learn.model.parameters()).clone()))
     assert all(torch.equal(a, b) for a, b in zip(*seen))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_training():
+    """Compiled, the same steps up to rounding: of plain training, of SynerMix with batches of varying size, and bit for bit where nothing is compiled."""
+    for how, equal in (({}, False), (dict(method="synermix"), False), (dict(method="manifold_mixup"), True)):
+        plain, fast = (train(Run(compile=c, lr=.01, epochs=2, batch_size=30, **how)) for c in (False, True))
+        assert (plain.metrics["weights"] == fast.metrics["weights"]) == equal, how
+        for a, b in zip(plain.history, fast.history): assert abs(a["train_loss"] - b["train_loss"]) < 1e-3 and abs(a["loss"] - b["loss"]) < 1e-3, (how, a, b)
 
 
 @pytest.fixture
