@@ -18,7 +18,7 @@ from .mixers import check_choice
 from .speech import CLASSES as WORDS, spectrograms
 
 # %% auto #0
-__all__ = ['SOURCES', 'DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'LOADERS', 'DATASETS', 'CORRUPTIONS', 'SEVERITIES',
+__all__ = ['SOURCES', 'DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'LOADERS', 'DATASETS', 'VALIDATED', 'CORRUPTIONS', 'SEVERITIES',
            'DataNotFound', 'data_root', 'Source', 'not_whole', 'obtain', 'read_images', 'check_labels', 'digits',
            'read_idx', 'fashion_mnist', 'cifar', 'svhn', 'image_folder', 'tiny_imagenet', 'square', 'mini_imagenet',
            'food101', 'caltech256', 'oxford_pets', 'imagenet', 'speech_commands', 'check_dataset', 'load', 'Corrupted',
@@ -375,10 +375,11 @@ def speech_commands(root:Path, download:bool) -> Dataset:
     s = spectrograms(folder)
     return Dataset("speech_commands", s["train_x"], s["train_y"], s["test_x"], s["test_y"], list(WORDS), s["valid_x"], s["valid_y"])
 
-# %% ../nbs/08c_data.ipynb #118452e9
+# %% ../nbs/08c_data.ipynb #3c5f34d0
 LOADERS = dict(digits=digits, fashion_mnist=fashion_mnist, cifar10=lambda *a: cifar("cifar10", *a), cifar100=lambda *a: cifar("cifar100", *a), cifar10_jpeg=lambda root, _: image_folder("cifar10_jpeg", root),
                svhn=svhn, tiny_imagenet=tiny_imagenet, mini_imagenet=mini_imagenet, imagenet=imagenet, food101=food101, caltech256=caltech256, oxford_pets=oxford_pets, speech_commands=speech_commands)
 DATASETS = tuple(LOADERS)
+VALIDATED = ("speech_commands",) # with validation images of their own
 
 def check_dataset(
     name:str, # one of `DATASETS`, or "folder:NAME" for class folders below the root

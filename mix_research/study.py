@@ -57,7 +57,7 @@ def reference(
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]
     return table
 
-# %% ../nbs/20_study.ipynb #2a4e0055
+# %% ../nbs/20_study.ipynb #3920c078
 METRICS = { # numbers of evaluations (see `evaluate`) that a table may ask for: name -> evaluation, its arguments, the value (of a list: and its place)
     "clean_error": ("clean", {}, "error"), "valid_top1": ("clean", {"part": "valid"}, "top1"), "fgsm_error": ("fgsm", {}, "error"), "occlusion_error": ("occlusion", {}, "error"),
     "corruption_error": ("corruption", {}, "error"), "corrupted_top1": ("corruption", {}, "top1"), "calibration_error": ("classes", {}, "calibration_error"),
@@ -135,7 +135,7 @@ class Study:
     def wanted(self, run:Run) -> list: # (evaluation, arguments)
         "What the table or figure needs beyond the training."
         wanted = [METRICS[m][:2] for m in self.metrics(run.dataset).values() if m in METRICS] + [(e, {}) for e in self.spec.get("evaluations", [])]
-        return list({evaluation_name(*w): w for w in wanted}.values())
+        return [w for w in {evaluation_name(*w): w for w in wanted}.values() if w[1].get("part") != "valid" or run.dataset in data.VALIDATED]
 
     def metrics(self,
         dataset:str="", # that is shown; a protocol may report each in its own way
@@ -143,7 +143,7 @@ class Study:
         "What the table shows."
         return self.spec["metrics"] | self.spec.get("metrics_of", {}).get(dataset, {})
 
-# %% ../nbs/20_study.ipynb #9ce4a205
+# %% ../nbs/20_study.ipynb #d311f6f4
 def _todo(studies, again=False) -> dict: # Run -> (Store, folder of data, evaluations that are wanted), of all that is not finished
     todo = {}
     for s in studies:
@@ -164,10 +164,8 @@ def _finish(run, store, data_path, wanted, device, again, download, keep_weights
         except ValueError as e: # what this machine cannot run is no reason to leave out the rest
             record = Record(run, "failed", {}, [], {}, train.environment(torch.device(device or train.best_device())), datetime.now(timezone.utc).isoformat(timespec="seconds"), str(e))
             store.put(record)
-    if record.status == "ok" and wanted:
-        parts = data.load(run.dataset, data_path).parts
-        for what, args in wanted:
-            if args.get("part", "test") in parts: record = evaluate.evaluate(record, what, store, data_path, device, bar=bar, **args)
+    if record.status == "ok":
+        for what, args in wanted: record = evaluate.evaluate(record, what, store, data_path, device, bar=bar, **args)
     if not keep_weights: store.weights_path(run).unlink(missing_ok=True)
     return record
 

@@ -252,6 +252,7 @@ def test_same_as_torchvision(name, tmp_path, monkeypatch):
     """Image by image; for Food-101 in any order, since torchvision keeps that of the JSON file's classes."""
     write_tree(name, tmp_path)
     d = data.load(name, tmp_path)
+    assert ("valid" in d.parts) == (name in data.VALIDATED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy about the pickles of 2009
         theirs = torchvision_reads(name, tmp_path, monkeypatch)

@@ -135,3 +135,31 @@ def test_gpu_mixers_do_not_wait():
             try: mixed, target = mixer(x, y, generator=generator)  # raises where it would wait
             finally: torch.cuda.set_sync_debug_mode("default")
             assert mixed.isfinite().all() and mixed.shape == x.shape and 0 <= target.lam.min() and target.lam.max() <= 1, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [dict(), dict(method="cutmix"), dict(method="miamix"), dict(method="lmix"), dict(method="synermix"), dict(method="manifold_mixup"),
+                                 dict(precision="bfloat16"), dict(compile=True), dict(method="synermix", compile=True), dict(compile=True, cuda_graphs=True)], ids=str)
+def test_gpu_steps_do_not_wait(how):
+    """From the second epoch on, when all is compiled and cached, no step asks the device for anything."""
+    from fastai.callback.core import Callback
+    from mix_research.train import build_learner
+    class Watch(Callback):
+        run_valid = False
+        def __init__(self, order, event, mode):
+            self.order = order
+            setattr(self, event, lambda: torch.cuda.set_sync_debug_mode(mode if self.epoch else "default"))
+    run = Run(epochs=3, batch_size=50, lr=.05, pad=1, **how)
+    learn = build_learner(run, data.load("digits"), torch.device("cuda"))
+    learn.add_cbs([Watch(-100, "before_batch", "error"), Watch(100, "after_batch", "default")])
+    try: learn.fit(3)
+    finally: torch.cuda.set_sync_debug_mode("default")
+    assert len(learn.progress.history) == 3 and learn.progress.history[-1]["train_loss"] < learn.progress.history[0]["train_loss"]
+
+
+@pytest.mark.gpu
+def test_gpu_runs_side_by_side(tmp_path):
+    from mix_research.study import Study, train_all
+    s = Study("randomix/table_1", "smoke", seeds=[0], methods=["baseline", "mixup", "cutmix"], records=tmp_path)
+    assert not train_all([s], device="cuda", progress=False, jobs=3)
+    assert all(r.environment["device"] == "cuda" and r.metrics["top1"] > .9 for r in s.records().values()) and len(s.records()) == 3
