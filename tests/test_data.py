@@ -213,6 +213,7 @@ def test_every_data_set_has_a_writer(): assert {*IN_MEMORY, *STREAMED, "digits"}
 @pytest.mark.parametrize("name", IN_MEMORY + STREAMED)
 def test_counts_and_labels(name, tmp_path):
     truth, d = write_tree(name, tmp_path), data.load(name, tmp_path)
+    assert ("valid" in d.parts) == (name in data.VALIDATED)
     assert d.name == name and d.n_classes == truth.n_classes and type(d) is (batches.Dataset if name in IN_MEMORY else batches.Files)
     for part in ("y", "test_y"):
         want, got = getattr(truth, part), getattr(d, part).numpy()
@@ -252,7 +253,6 @@ def test_same_as_torchvision(name, tmp_path, monkeypatch):
     """Image by image; for Food-101 in any order, since torchvision keeps that of the JSON file's classes."""
     write_tree(name, tmp_path)
     d = data.load(name, tmp_path)
-    assert ("valid" in d.parts) == (name in data.VALIDATED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy about the pickles of 2009
         theirs = torchvision_reads(name, tmp_path, monkeypatch)
