@@ -124,7 +124,7 @@ def stream(
     seed = hashlib.sha256(f"{run.seed}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
 
-# %% ../nbs/15_train.ipynb #708975b0
+# %% ../nbs/15_train.ipynb #0a3c4585
 @lru_cache(maxsize=None)
 def _commit() -> str:
     here = Path(data.__file__).parent
@@ -148,7 +148,7 @@ def weights_hash(
     "Equal if and only if all weights and statistics are equal, bit for bit."
     h = hashlib.sha256()
     for k, v in sorted(model.state_dict().items()):
-        h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if v.ndim else str(v.item()).encode())
+        h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if v.ndim else str(v.item()).encode())
     return h.hexdigest()[:16]
 
 # %% ../nbs/15_train.ipynb #8d744d78

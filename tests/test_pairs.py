@@ -27,7 +27,7 @@ def pairs(name):
 
 
 def test_no_pair_is_left_out():
-    every = {c for paper, p in PAPERS.items() for a in p["artefacts"] for c in pairs(f"{paper}/{a}")}
+    every = {c for paper, p in PAPERS.items() for a in p["artefacts"] for c in pairs(f"{paper}/{a}") if c[1] != "small"} # no paper trains the small network
     assert every == set().union(*map(pairs, ARTEFACTS)) and len(every) >= 30
 
 
