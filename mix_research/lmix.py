@@ -30,7 +30,7 @@ def lmix_field(
     if source == "noise": return masks.from_lowest(lp, size)
     return (1 + k) * grey - k * masks.from_lowest(lp * masks.to_lowest(grey, low), size)
 
-# %% ../nbs/05_lmix.ipynb #a0a1827e
+# %% ../nbs/05_lmix.ipynb #aa399531
 class LMix(Mixer):
     "A mask from the image's spectrum under a random high-pass filter (LMix, eq. 3 to 6)."
     sees_x = True
@@ -40,7 +40,7 @@ class LMix(Mixer):
         k:float=1., # $k$, sharpening; the paper gives no value
         source:str="filtered", # "filtered": the formulas literally; "noise": FMix; "image": the image's own sharpened intensities
         of:str="sample", # whose grey image: "sample" or "partner"; the paper does not say
-        exact:bool=True, # exact number of kept positions, by sorting; else off by less than .001 of the area in the mean, and twice as fast; the label is exact either way
+        exact:bool=True, # exact number of kept positions, by sorting; else off by less than .001 of the area in the mean, and faster; the label is exact either way
         per:str="sample", # one share per "sample" or per "batch"; the field is the image's own either way
     ):
         super().__init__(alpha, per)
