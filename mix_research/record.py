@@ -119,7 +119,7 @@ class Run:
         inter = None if args["inter"] == "none" else mixers.build(args["inter"], **args.pop("inter_args"))
         return {k: v for k, v in args.items() if k != "inter_args"} | {"inter": inter}
 
-# %% ../nbs/11_record.ipynb #f9c03270
+# %% ../nbs/11_record.ipynb #4fb938cc
 SCHEMA = 3
 
 class BadRecord(ValueError):
@@ -162,6 +162,10 @@ class Record:
     def __post_init__(self):
         _check_kinds(self)
         check_choice("status", self.status, ("ok", "failed"))
+        numbers = lambda row: isinstance(row, dict) and all(isinstance(v, (int, float)) for v in row.values())
+        if not all(numbers(row) and isinstance(row.get("epoch"), int) for row in self.history): raise ValueError("history: expected numbers by name for each epoch")
+        if not numbers({k: v for k, v in self.metrics.items() if k != "weights"}): raise ValueError("metrics: expected numbers by name")
+        if not all(isinstance(e, dict) and isinstance(e.get("values"), dict) for e in self.evaluations.values()): raise ValueError("evaluations: expected values by name")
 
     @property
     def outcome(self) -> dict:

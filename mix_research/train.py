@@ -63,7 +63,7 @@ class Schedule(Callback):
         rate = self.rate_at(self.pct_train)
         for group in self.opt.opt.param_groups: group["lr"] = rate
 
-# %% ../nbs/15_train.ipynb #1d90653e
+# %% ../nbs/15_train.ipynb #cfbddd84
 class LossNotFinite(ArithmeticError):
     "Training diverged."
 
@@ -110,7 +110,7 @@ class Parallel(Callback):
     order = 45 # before `Progress` reads its sums
     def before_fit(self):
         from accelerate.utils import reduce
-        self.sum = reduce # over the processes
+        self.sum, self.mean = partial(reduce, reduction="sum"), partial(reduce, reduction="mean") # over the processes
 
     def after_backward(self):
         grads, n = [p.grad for p in self.learn.model.parameters() if p.grad is not None], len(self.xb[0])
@@ -124,7 +124,7 @@ class Parallel(Callback):
 
     def before_validate(self):
         for b in self.learn.model.buffers():
-            if b.is_floating_point(): b.copy_(self.sum(b, "mean"))
+            if b.is_floating_point(): b.copy_(self.mean(b))
 
 class Autocast(Callback):
     "bfloat16 autocast around forward pass and loss, on any device."
