@@ -40,7 +40,8 @@ def _papermill(source, target, parameters):
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        papermill.execute_notebook(source, target, parameters, cwd=source.parent, progress_bar=False, kernel_name="python3",
+        cwd = target.parent if study.PACKAGE in source.parents else source.parent # an installed package is only read
+        papermill.execute_notebook(source, target, parameters, cwd=cwd, progress_bar=False, kernel_name="python3",
                                    extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
