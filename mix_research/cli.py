@@ -173,6 +173,9 @@ def cmd_status(a) -> int:
     print("\n".join(bad), end="\n" if bad else "")
     return 1 if bad else 0
 
+# %% ../nbs/21_cli.ipynb #61609778
+from .starter import cmd_new_method
+
 # %% ../nbs/21_cli.ipynb #98d033d8
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mix-research", description="Tables and figures of mixed-sample augmentation papers, reproduced.")
@@ -190,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
              ("--methods", dict(type=lambda t: [v for v in t.split(",") if v], default=[], metavar="A,B", help="only these rows")),
              ("--out", dict(default="", metavar="DIR", help="folder of executed notebooks")), ("--export", dict(action="store_true", help="tables as CSV and LaTeX, figures as PNG, beside the notebook")), records)
     command("list", cmd_list)
+    command("new-method", cmd_new_method, ("name", dict(metavar="NAME", help="e.g. BandMix")), ("--out", dict(default=".", metavar="DIR", help="folder of the notebook; in a checkout nbs")))
     command("reproduce", cmd_reproduce, *which, ("--data", dict(default="", metavar="DIR", help="folder of all data sets")),
             ("--device", dict(default=None, help="cpu or cuda; the GPU if there is one")), ("--jobs", dict(type=int, default=None, metavar="N", help="runs trained side by side; 1 on a GPU, otherwise one a core, at most 4")),
             ("--again", dict(action="store_true", help="train even what has a record")),
