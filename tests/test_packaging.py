@@ -62,7 +62,8 @@ def fresh(wheel, tmp_path_factory):
     env = tmp_path_factory.mktemp("fresh") / "env"
     run("uv", "venv", "-q", env, "--python", sys.executable, cwd=env.parent)
     install(env / "bin", wheel, "timm")
-    return env / "bin"
+    yield env / "bin"
+    shutil.rmtree(env)  # some gigabytes
 
 
 def install(bin, *what, code=0): return run("uv", "pip", "install", "-q", "--python", bin / "python", "-c", ROOT / "constraints.txt", *what, cwd=bin, code=code)
