@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'Order', 'Batches', 'decode', 'canvas', 'Stream', 'stratified_split', 'Dataset', 'Files']
 
-# %% ../nbs/08_batches.ipynb #eafe1ace
+# %% ../nbs/08_batches.ipynb #dbb56bb3
 class Order:
     "The indices of each batch of an epoch; a new order every time it is asked."
     def __init__(self,
@@ -24,11 +24,12 @@ class Order:
         drop_last:bool=False, # leave out an incomplete last batch
         generator:torch.Generator|None=None, # source of the order, on the CPU
         sampler=None, # yields a list of indices per batch and has a length; then it alone decides about order, sizes and the last batch
+        share:tuple=(0, 1), # r, n: of every batch only each n-th image, from the r-th on, see `parallel`
     ):
         if sampler is not None and (shuffle or drop_last): raise ValueError("sampler: decides the order and the last batch itself; leave shuffle and drop_last at False")
         if not 0 < batch_size: raise ValueError(f"batch_size: expected an integer > 0, got {batch_size}")
         if drop_last and n < batch_size: raise ValueError(f"batch_size: {batch_size} is larger than the data set ({n} images)")
-        self.n, self.batch_size, self.shuffle, self.drop_last, self.generator, self.sampler = n, batch_size, shuffle, drop_last, generator, sampler
+        self.n, self.batch_size, self.shuffle, self.drop_last, self.generator, self.sampler, self.share = n, batch_size, shuffle, drop_last, generator, sampler, share
 
     def __len__(self):
         if self.sampler is not None: return len(self.sampler)
@@ -36,11 +37,13 @@ class Order:
 
     def on(self, device=None) -> list: # of tensors of indices
         "Those of one epoch, sent to the device in one piece."
+        r, n = self.share
         if self.sampler is not None:
-            parts = list(self.sampler)
-            return torch.tensor([i for part in parts for i in part]).to(device).split([len(part) for part in parts])
+            batches = [batch[r::n] for batch in self.sampler]
+            return torch.tensor([i for batch in batches for i in batch]).to(device).split([len(batch) for batch in batches])
         order = torch.randperm(self.n, generator=self.generator) if self.shuffle else torch.arange(self.n)
-        return order.to(device).split(self.batch_size)[:len(self)]
+        batches = order.to(device).split(self.batch_size)[:len(self)]
+        return batches if n == 1 else [batch[r::n] for batch in batches]
 
     def __iter__(self): return (i.tolist() for i in self.on())
 
