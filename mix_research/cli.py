@@ -42,7 +42,8 @@ def _papermill(source, target, parameters):
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        papermill.execute_notebook(source, target, parameters, cwd=source.parent, progress_bar=False, kernel_name="python3",
+        cwd = target.parent if study.PACKAGE in source.parents else source.parent # an installed package is only read
+        papermill.execute_notebook(source, target, parameters, cwd=cwd, progress_bar=False, kernel_name="python3",
                                    extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
@@ -205,6 +206,9 @@ def cmd_doctor(a) -> int:
     print(pd.DataFrame(lines, columns=["", "check", "found"]).to_markdown(index=False, disable_numparse=True))
     return int(any(verdict == "FAIL" for verdict, *_ in lines))
 
+# %% ../nbs/21_cli.ipynb #61609778
+from .starter import cmd_new_method
+
 # %% ../nbs/21_cli.ipynb #f4020de8
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mix-research", description="Tables and figures of mixed-sample augmentation papers, reproduced.")
@@ -222,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
              ("--methods", dict(type=lambda t: [v for v in t.split(",") if v], default=[], metavar="A,B", help="only these rows")),
              ("--out", dict(default="", metavar="DIR", help="folder of executed notebooks")), ("--export", dict(action="store_true", help="tables as CSV and LaTeX, figures as PNG, beside the notebook")), records)
     command("list", cmd_list)
+    command("new-method", cmd_new_method, ("name", dict(metavar="NAME", help="e.g. BandMix")), ("--out", dict(default=".", metavar="DIR", help="folder of the notebook; in a checkout nbs")))
     command("reproduce", cmd_reproduce, *which, ("--data", dict(default="", metavar="DIR", help="folder of all data sets")),
             ("--device", dict(default=None, help="cpu or cuda; the GPU if there is one")), ("--jobs", dict(type=int, default=None, metavar="N", help="runs trained side by side; 1 on a GPU, otherwise one a core, at most 4; with a scheduler 64")),
             ("--scheduler", dict(default="", metavar="ADDRESS", help="train on the workers of a dask scheduler, e.g. tcp://host:8786")),

@@ -8,7 +8,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from . import masks
-from .mix import Mix, check_positive, host_generator, to_device
+from .mix import Mix, host_generator, to_device
 from .mixers import MIXERS, FMix, GMix, Mixer, check_2d, check_choice, check_range
 from .randomix import build_candidates, check_weights
 

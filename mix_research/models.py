@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from .mixers import check_choice
 
 # %% auto #0

@@ -23,16 +23,17 @@ from .record import Record, Run, Store, evaluation_name, now
 from .workers import Cluster, Processes, Task, finish
 
 # %% auto #0
-__all__ = ['PROTOCOL', 'METRICS', 'papers_dir', 'artefacts', 'default_records', 'committed_records', 'reference', 'Study',
-           'train_all']
+__all__ = ['PACKAGE', 'PROTOCOL', 'METRICS', 'papers_dir', 'artefacts', 'default_records', 'committed_records', 'reference',
+           'Study', 'train_all']
 
 # %% ../nbs/20_study.ipynb #094f1082
+PACKAGE = Path(mix_research.__file__).parent
+
 def papers_dir() -> Path:
     "The folder of all papers."
-    places = [Path.cwd(), *Path.cwd().parents, Path(mix_research.__file__).parent.parent]
-    for p in places:
+    for p in [Path.cwd(), *Path.cwd().parents, PACKAGE.parent, PACKAGE]:
         if list(p.glob("papers/*/protocol.yaml")): return p / "papers"
-    raise FileNotFoundError(f"no folder papers/ with protocols in {places[0]} or above it, nor beside the package in {places[-1]}")
+    raise FileNotFoundError(f"no folder papers/ with protocols in {Path.cwd()} or above it, nor beside the package or in it, {PACKAGE}")
 
 def _named(what, **kw): return dict(type="object", additionalProperties=what) | kw
 _TEXT, _SETTINGS = dict(type="string"), _named({})
@@ -62,8 +63,10 @@ def artefacts() -> dict: # "paper/artefact" -> description
     return {f"{p.parent.name}/{a}": spec for p in sorted(papers_dir().glob("*/protocol.yaml")) for a, spec in _protocol(p)["artefacts"].items()}
 
 def default_records() -> Path:
-    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/`."
-    return Path(os.environ.get("MIX_RESEARCH_RECORDS") or papers_dir().parent / "reproduced" / "records")
+    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/`; in the working directory where the package has its own copy of `papers/`."
+    papers, here = papers_dir(), Path.cwd()
+    own = next((p for p in (here, *here.parents) if p.name == "reproduced"), here / "reproduced") if papers.parent == PACKAGE else papers.parent / "reproduced"
+    return Path(os.environ.get("MIX_RESEARCH_RECORDS") or own / "records")
 
 def committed_records() -> list[Path]: # folders
     "Where the records lie that came with the package."

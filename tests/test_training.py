@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from mix_research import data, models
-from mix_research.callback import Augment, MixCallback
-from mix_research.mixers import CutMix
+from mix_research.callback import MixCallback
 from mix_research.randomix import RandoMix
 from mix_research.train import Run, train
 
@@ -68,7 +67,7 @@ def test_class_folders_train(image_folder):
 
 def test_fastai_data_block(image_folder):
     """A learner made the fastai way, with its typed tensors and batch transforms."""
-    from fastai.vision.all import Learner, Normalize, ImageDataLoaders, PILImageBW, accuracy
+    from fastai.vision.all import Learner, ImageDataLoaders, PILImageBW, accuracy
     dls = ImageDataLoaders.from_folder(image_folder / "pngs", train="train", valid="test", bs=32, img_cls=PILImageBW, num_workers=0)
     loss = nn.CrossEntropyLoss(label_smoothing=.1)
     learn = Learner(dls, models.build("small", 10, 1), loss_func=loss, metrics=accuracy, cbs=MixCallback(RandoMix(per="sample")))

@@ -1,0 +1,230 @@
+"""The ways in: a wheel in a fresh environment and an empty folder, the README's examples there, imports, the starter of a new method, the hooks of a day's work."""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from email import message_from_string
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+from conftest import ROOT
+
+IGNORED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints", "reproduced", "data", "weights", "shared", "_*docs", "_proc")
+
+
+def run(*argv, cwd, code=0, path=None, **env):
+    """A command as a user types it, without this user's settings."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MIX_RESEARCH", "PYTHONPATH", "VIRTUAL_ENV"))} | env
+    if path: env["PATH"] = f"{path}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(list(map(str, argv)), cwd=cwd, capture_output=True, text=True, env=env)
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository, under git."""
+    copy = tmp_path_factory.mktemp("checkout") / "mix_research"
+    shutil.copytree(ROOT, copy, ignore=IGNORED)
+    for line in ("init -q -b main", "config user.name Tests", "config user.email tests@mix-research.invalid", "add -A", "commit -q -m all"): run("git", *line.split(), cwd=copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def index():
+    """The package index, if it can be reached."""
+    if not shutil.which("uv"): pytest.skip("needs uv, which `make` installs into .venv")
+    asked = subprocess.run(["uv", "pip", "compile", "-q", "--no-cache", "-"], input="wheel", capture_output=True, text=True)
+    if asked.returncode: pytest.skip(f"the package index cannot be reached: {asked.stderr.strip().splitlines()[-1][:200]}")
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, index, tmp_path_factory):
+    """Built of an sdist, so that both hold what they need."""
+    out = tmp_path_factory.mktemp("dist")
+    run("uv", "build", "-q", "--out-dir", out, ".", cwd=checkout)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel, tmp_path_factory):
+    """An environment with the wheel, timm, and nothing of this one; the folder of its commands."""
+    env = tmp_path_factory.mktemp("fresh") / "env"
+    run("uv", "venv", "-q", env, "--python", sys.executable, cwd=env.parent)
+    install(env / "bin", wheel, "timm")
+    yield env / "bin"
+    shutil.rmtree(env)  # some gigabytes
+
+
+def install(bin, *what, code=0): return run("uv", "pip", "install", "-q", "--python", bin / "python", "-c", ROOT / "constraints.txt", *what, cwd=bin, code=code)
+
+
+def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
+
+
+def examples():
+    """Heading and code of the README's training loops."""
+    part = (ROOT / "README.md").read_text().split("## In your own training loop\n")[1].split("\n## ")[0]
+    return {title: code for title, code in re.findall(r"^### (.+?)\n.*?```python\n(.*?)```", part, re.M | re.S)}
+
+
+LOOPS = {"Plain PyTorch": [], "fastai": [], "timm": [], "Lightning": ["lightning"], "Hugging Face Trainer": ["transformers", "accelerate"]}  # and what they need beside the wheel and timm
+
+
+@pytest.fixture(scope="module")
+def examples_running(fresh, tmp_path_factory):
+    """Every example in a folder of its own, one after another beside the other tests: title -> future of (exit code, output). What some need is installed after the others have run without it."""
+    def one(title, needs, folder):
+        if needs and (done := install(fresh, *needs, code=None)).returncode: return None, f"{needs} cannot be installed: {done.stderr.strip()[-300:]}"
+        (folder / "example.py").write_text(examples()[title])
+        done = run(fresh / "python", "example.py", cwd=folder, code=None)
+        return done.returncode, done.stdout + done.stderr[-3000:] * bool(done.returncode)
+    with ThreadPoolExecutor(1) as pool: yield {title: pool.submit(one, title, needs, tmp_path_factory.mktemp("example")) for title, needs in LOOPS.items()}
+
+
+def test_wheel_holds_the_papers_and_every_extra(wheel, capsys):
+    with zipfile.ZipFile(wheel) as z:
+        papers = {n.removeprefix("mix_research/papers/"): z.read(n) for n in z.namelist() if n.startswith("mix_research/papers/")}
+        meta = message_from_string(z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode())
+    assert papers == files(ROOT / "papers")
+    cfg = ConfigParser(delimiters=["="]); cfg.read(ROOT / "settings.ini")
+    extras = {k.removesuffix("_requirements") for k in cfg["DEFAULT"] if k.endswith("_requirements")}
+    assert set(meta.get_all("Provides-Extra")) == extras and {"dev", "cluster", "speed"} <= extras
+    assert {"timm", "dask-jobqueue"} <= {re.match(r"[\w-]+", r)[0] for r in meta.get_all("Requires-Dist") if "extra ==" in r}
+    with capsys.disabled(): print(f"\nwheel: {wheel.stat().st_size / 1e6:.1f} MB, of which {sum(map(len, papers.values())) / 1e6:.1f} MB of papers before compression")
+
+
+def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, capsys):
+    """The installed package is only read; what is made lies in ./reproduced, below which the same folder is found."""
+    package = Path(run(fresh / "python", "-c", "import mix_research; print(mix_research.__file__)", cwd=tmp_path).stdout.strip()).parent
+    assert "site-packages" in package.parts
+    before = files(package)
+    with capsys.disabled(): print(f"\ninstalled: {sum(map(len, before.values())) / 1e6:.1f} MB in {len(before)} files")
+    both = run(fresh / "python", "-c", "from mix_research.cli import main; main(['list']); main(['show', 'randomix/table_1'])", cwd=tmp_path).stdout
+    assert "35 + 0 of 35" in both and "97.22 (+2.04)" in both and "35 of 35 runs" in both and not list(tmp_path.iterdir())
+    out = run("mix-research", "reproduce", "randomix/table_1", "--seeds", "0", "--methods", "cutmix", cwd=tmp_path, path=fresh).stdout
+    (record,) = (tmp_path / "reproduced/records").glob("*.json")
+    assert json.loads(record.read_text())["status"] == "ok" and "1 of 1 runs" in out
+    cells = nbformat.read(tmp_path / "reproduced/randomix/table_1.ipynb", 4).cells
+    assert any("Digits, small network: ours" in o.get("data", {}).get("text/markdown", "") for c in cells for o in c.get("outputs", []))
+    below = run(fresh / "python", "-c", "from mix_research.study import default_records; print(default_records())", cwd=tmp_path / "reproduced/randomix").stdout.strip()
+    assert Path(below) == tmp_path / "reproduced/records"
+    assert files(package) == before and {p.name for p in tmp_path.iterdir()} == {"reproduced"}
+
+
+LIGHT = ("mix", "masks", "mixers", "randomix", "miamix", "lmix", "augment", "adapters", "record")
+REFUSE = "import socket, sys, time\ndef refuse(*a, **k): raise AssertionError(f'network at import: {a}')\nsocket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+
+
+def test_mixers_come_without_fastai_and_nothing_asks_the_network(tmp_path, capsys):
+    code = REFUSE + f"""
+t = [time.perf_counter()]
+import torch; t.append(time.perf_counter())
+import mix_research.mixers; t.append(time.perf_counter())
+for name in {LIGHT}: __import__(f"mix_research.{{name}}")
+t.append(time.perf_counter())
+heavy = {{"fastai", "torchvision", "pandas", "matplotlib", "sklearn", "scipy", "papermill"}} & set(sys.modules)
+assert not heavy, heavy
+import mix_research.train; t.append(time.perf_counter())
+for name in {[p.stem for p in (ROOT / "mix_research").glob("*.py") if p.stem != "__init__"]}: __import__(f"mix_research.{{name}}")
+print(*(f"{{b - a:.2f}}" for a, b in zip(t, t[1:])))"""
+    torch, mixers, light, train = run(sys.executable, "-c", code, cwd=tmp_path).stdout.split()
+    with capsys.disabled(): print(f"\nimport, seconds: torch {torch}, then mixers {mixers}, all mixers and records {light}, fastai and training {train}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "mix_research").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_everything_imported_is_used(path):
+    tree = ast.parse(path.read_text())
+    imported = {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and getattr(n, "module", "") != "__future__" for a in n.names}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    for n in ast.walk(tree):  # annotations may be strings
+        if isinstance(n, ast.Constant) and isinstance(n.value, str): used |= {n.value} & imported
+    rooms = {"record": {"lmix", "miamix", "randomix"}}  # whose import enters their mixers
+    assert imported - used - rooms.get(path.stem, set()) == set()
+
+
+def test_a_method_in_one_notebook(checkout, tmp_path):
+    """CONTRIBUTING's worked example: the starter runs as it is written, a training by its name included, and is exported to a module that a run finds its method in."""
+    nbs = checkout / "nbs"
+    out = run("mix-research", "new-method", "WaveMix", "--out", "nbs", cwd=checkout).stdout
+    assert "nbs/wavemix.ipynb" in out
+    nb = nbformat.read(nbs / "wavemix.ipynb", 4)
+    nbformat.validate(nb)
+    assert not list(checkout.glob("*.ipynb"))
+    NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3").execute()
+    outputs = [o for c in nb.cells for o in c.get("outputs", [])]
+    top1 = next(re.search(r"epochs: (\S+)", o.text)[1] for o in outputs if "top-1" in o.get("text", ""))
+    assert float(top1) > .5 and any("image/jpeg" in o.get("data", {}) for o in outputs) and any("`wrap=False`" in c.source for c in nb.cells)
+
+    run("nbdev_export", cwd=checkout)
+    code = """
+import sys, mix_research; assert mix_research.__file__.startswith(sys.argv[1]), mix_research.__file__
+from mix_research import mixers, wavemix
+from mix_research.record import Run
+assert mixers.MIXERS["wavemix"] is wavemix.WaveMix and Run(method="wavemix", method_args={"wrap": False}).mixer().wrap is False"""
+    run(sys.executable, "-c", code, checkout, cwd=checkout)
+    (nbs / "wavemix.ipynb").unlink(); run("git", "checkout", "-q", ".", cwd=checkout); run("git", "clean", "-fdq", cwd=checkout)
+
+
+def test_hooks_of_a_commit(checkout):
+    """pre-commit passes what is committed, and mends a notebook that is not clean."""
+    if not shutil.which("pre-commit"): pytest.skip("pre-commit is not installed (extra dev)")
+    assert run("pre-commit", "run", "--all-files", cwd=checkout).stdout.count("Passed") == 3
+    path = checkout / "nbs/13_adapters.ipynb"
+    before, nb = path.read_text(), nbformat.read(path, 4)
+    next(c for c in nb.cells if c.cell_type == "code").metadata["collapsed"] = True
+    nbformat.write(nb, path)
+    assert "files were modified by this hook" in run("pre-commit", "run", "--files", path, cwd=checkout, code=1).stdout
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("what, conflict", [("outputs", False), ("source", True)])
+def test_merge_driver(what, conflict, checkout):
+    """Two people change one cell: of outputs ours stay, of source both versions stand in a notebook that opens."""
+    path, git = checkout / "nbs/13_adapters.ipynb", lambda *a, **k: run("git", *a, cwd=checkout, **k)
+    git("config", "--local", "include.path", "../.gitconfig")
+    def edit(text):
+        nb = nbformat.read(path, 4)
+        cell = next(c for c in nb.cells if c.cell_type == "code")
+        if conflict: cell.source += f"\n# {text}"
+        else: cell.outputs = [nbformat.v4.new_output("stream", text=text)]
+        nbformat.write(nb, path); git("commit", "-qam", text)
+    git("checkout", "-q", "-b", f"theirs-{what}", "main"); edit("theirs")
+    git("checkout", "-q", "-b", f"ours-{what}", "main"); edit("ours")
+    merged = git("merge", "-q", f"theirs-{what}", code=None)
+    cells = json.loads(path.read_text())["cells"]
+    assert (merged.returncode != 0) == conflict, merged.stdout + merged.stderr
+    text = json.dumps(cells)
+    if conflict: assert "# ours" in text and "# theirs" in text and any("".join(c["source"]) == "`=======`" for c in cells)
+    else: assert [o["text"] for c in cells for o in c.get("outputs", []) if o.get("text") in ("ours", ["ours"], "theirs", ["theirs"])] in (["ours"], [["ours"]])
+    if conflict: git("merge", "--abort")
+    git("checkout", "-q", "main")
+
+
+def test_citation():
+    cff, cfg = yaml.safe_load((ROOT / "CITATION.cff").read_text()), ConfigParser(delimiters=["="])
+    cfg.read(ROOT / "settings.ini")
+    assert cff["version"] == cfg["DEFAULT"]["version"] and cff["authors"] == [{"name": cfg["DEFAULT"]["author"]}] and cff["license"] == "Apache-2.0"
+    assert [r["title"].split(":")[0].lower() for r in cff["references"]] == ["randomix", "lmix", "miamix", "synermix"]
+    for r in cff["references"]: assert r["authors"] and ("doi" in r or r["identifiers"][0]["value"].startswith("arXiv:"))
+
+
+@pytest.mark.parametrize("title", LOOPS)
+def test_example_of_the_readme(title, examples_running):
+    """As it stands there. Ten classes: chance is .1."""
+    code, out = examples_running[title].result()
+    if code is None: pytest.skip(out)
+    assert code == 0 and float(re.findall(r"accuracy.*?([01]\.\d+)\s*$", out.strip())[-1]) > .5, out
+
+
+def test_every_example_is_run(): assert set(examples()) == {*LOOPS, "One run, with its record"}  # which its notebook runs
