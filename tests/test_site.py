@@ -85,7 +85,7 @@ def test_everything_has_its_place(site, pages):
         shown = {h.get_text().rstrip("¶") for h in pages[path].find_all("h2")}
         assert set(getattr(module, "__all__", [])) <= shown, path
     for soup in pages.values(): assert "#| export" not in soup.get_text() and "#| hide" not in soup.get_text()
-    table = pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find("table").get_text(" ")
+    table = " ".join(pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find("table").get_text(" ").split())
     assert "cells" in table and "(2, 6)" in table and "fewest and most cells along a side" in table
     assert pages[site / "api" / "mixers.html"].find("math"), "formulas are drawn"
 
@@ -98,6 +98,10 @@ def test_every_page_opens(site, pages, tab):
         wide = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
         wrong += [f"{page.relative_to(site)}: {e}" for e in tab.errors] + ([f"{page.relative_to(site)}: {wide} pixels too wide"] if wide > 0 else [])
         tab.errors.clear()
+    tab.goto((site / "papers" / "index.html").as_uri())
+    for wide in (700, 1000, 1300, 1430, 1600, 1840, 2500):
+        tab.set_viewport_size({"width": wide, "height": 800})
+        if (more := tab.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0: wrong.append(f"at {wide}: {more} pixels too wide")
     assert not wrong, wrong
 
 

@@ -35,7 +35,7 @@ def write(path, content):
 
 def html(text): return f"\n```{{raw}} html\n{text}\n```\n"
 def title_of(name): paper, a = name.split("/"); return f"{NAMES[paper]}, {a.replace('_', ' ')}" if paper != "beyond" else a.replace("_", " ").capitalize()
-def upper(text): return text[:1].upper() + text[1:]
+def upper(text): return text[:1].upper() + text[1:] if text.split()[0].islower() else text # t-SNE stays
 
 # --- notebooks
 
@@ -151,7 +151,8 @@ def symbol(module, name):
     obj, m = getattr(module, name), module.__name__.split(".")[1]
     head = f"\n({anchor(m, name)})=\n## `{name}`\n\n"
     if not (inspect.isclass(obj) or inspect.isroutine(obj)):
-        text = ", ".join(map(str, obj)) if isinstance(obj, (dict, tuple, list)) else repr(obj)
+        if not isinstance(obj, (dict, tuple, list)): return head + f"```python\n{name} = {obj!r}\n```\n"
+        text = ", ".join(map(str, obj))
         return head + f"A {type(obj).__name__}" + (" of names: " if isinstance(obj, dict) else ": ") + prose(text if len(text) < 600 else text[:600] + " ...") + "\n"
     if inspect.isroutine(obj): return head + f"```python\n{signature(obj, name)}\n```\n\n{prose(inspect.getdoc(obj))}\n\n{parameters(obj)}"
     base = [b.__name__ for b in obj.__mro__[1:] if b.__name__ in SYMBOLS and not b.__name__.startswith("_")]
@@ -177,10 +178,10 @@ def api():
 # --- the papers
 
 def shown(name):
-    "The study at the most faithful preset that has a record; else as it would be run by default."
+    "The study at the most faithful preset at which two methods can be compared; else the smallest."
     for preset in ("paper", "fast", "short", "smoke"):
         s = Study(name, preset)
-        if len(s.measured()): return s
+        if s.measured().method.nunique() > 1: return s
     return s
 
 STUDIES = {name: shown(name) for name, spec in ARTEFACTS if "cells" in spec}
@@ -269,7 +270,7 @@ WARNING = ("```{admonition} The digits are no evidence about the methods\n:class
            "20 training images a class, with settings picked on the same test images. They show that the machinery works, from training to table. Do not choose a method by them.\n```\n")
 
 def papers():
-    smoke = all(s.preset == "smoke" for n, s in STUDIES.items() if not n.startswith("beyond"))
+    smoke = any(s.preset == "smoke" for s in STUDIES.values())
     for name in SPECS:
         paper = name.split("/")[0]
         notebook(papers_dir() / f"{name}.ipynb", f"papers/{name}.ipynb", f"[{NAMES[paper]}](index.md) · {status(name)}", hide_code=True)
@@ -283,7 +284,7 @@ def papers():
         text += (f"{prose(blurb(explained))} [The method, explained](../../nbs/{explained.notebook.name}).\n" if explained else "What none of the four papers shows, under one protocol for all methods.\n")
         text += f"\n## {'Tables and figures' if p != 'beyond' else 'Notebooks'}\n" + cards(names, f"{p}/", "../../")
         if compared := [n for n in both if n in names]:
-            text += "\n## Paper against ours\n" + html(KEY) + ("\n" + WARNING if all(STUDIES[n].preset == "smoke" for n in compared) else "") + "".join(comparison(n, "../../") for n in compared)
+            text += "\n## Paper against ours\n" + html(KEY) + ("\n" + WARNING if any(STUDIES[n].preset == "smoke" for n in compared) else "") + "".join(comparison(n, "../../") for n in compared)
         text += "\n## What is left open, and what we chose\n\n" + "\n".join(f"{upper(k)}\n: {prose(v)}\n" for k, v in protocol["unstated"].items())
         if protocol["contradictions"]: text += "\n## Where the paper disagrees with itself\n\n" + "\n".join(f"- {prose(v)}" for v in protocol["contradictions"].values())
         write(f"papers/{p}/index.md", text + "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(f"{title_of(n).split(', ')[-1].capitalize()} <{n.split('/')[1]}>" for n in names) + "\n```\n")
@@ -334,7 +335,7 @@ def which():
     cost_of = lambda m: cost.get("synermix" if m == "synermix_mixup" else m)
     cheap = [m for m in trained() if (c := cost_of(m)) and c < 1.1]
     order = sorted(set(gains.method), key=lambda m: -gains[gains.method == m].gain.median())
-    real = {n: s for n, s in STUDIES.items() if s.preset != "smoke" and len(set(s.measured().method)) > 1 and n != "beyond/every_option"}
+    real = {n: s for n, s in STUDIES.items() if s.preset != "smoke" and n != "beyond/every_option"}
     protocol = STUDIES["beyond/one_protocol"]
     gained = lambda s: {r.method: [(r.gain, r.error)] for r in s.summary().itertuples() if not pd.isna(r.gain)}
     several = [m for m in order if gains[gains.method == m].paper.nunique() > 2] # trained by three papers: Mixup and its like
@@ -346,7 +347,7 @@ def which():
     text = "# Which method should I use?\n\n"
     text += "## In short\n\n"
     text += (f"- **Our own records cannot tell you yet.** Everything trained here so far is the digits of preset `smoke`, which is no evidence about methods.\n" if not real else
-             "".join(f"- **Measured here on real benchmarks:** [{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.records())} of {len(s.runs)} runs.\n" for n, s in real.items()))
+             "".join(f"- **Measured here, on the papers' data:** {c} ([{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.records())} of {len(s.runs)} runs)\n" for n, s in real.items() for c in s.conclusions("") if c.startswith("**")))
     text += (f"- **To start with: {', '.join(map(label, several[:-1]))} or {label(several[-1])}.** Three of the papers train them all, in {len(column)} columns of their tables; median gains in top-1 over plain training are "
              + ", ".join(f"{column[m].median():+.2f} ({label(m)})" for m in several) + ", and " + ", ".join(f"{label(m)} is the best of them in {best.get(m, 0)}" for m in several) +
              f". None is always safe: {label(worst.method)} loses {-worst.gain:.2f} points in [{title_of(worst.artefact)}](papers/{worst.artefact}.ipynb).\n")
@@ -484,6 +485,7 @@ def main(out=ROOT / "_docs"):
     if not failed:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(pages, out, ignore=shutil.ignore_patterns(".buildinfo", "objects.inv"))
+        print(f"{out}/index.html")
     return failed
 
 if __name__ == "__main__":
