@@ -2,6 +2,7 @@
 
 Notebooks are shown as committed, and nothing is executed but what draws pictures here; every number comes from a record, a measurement or a paper's `reference.csv`."""
 import base64, importlib, inspect, io, json, re, shutil, sys
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from fastcore.docments import docments
 from PIL import Image
 
-import mix_research
 from mix_research import pictures, speed
 from mix_research.compare import front
 from mix_research.mixers import MIXERS, FeatureMixer, build as mixer_of
@@ -19,8 +19,9 @@ from mix_research.study import Study, artefacts, committed_records, papers_dir, 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WORK = ROOT / "_proc" / "site"
-PAPERS = ("randomix", "miamix", "lmix", "synermix", "beyond")
 NAMES = dict(randomix="RandoMix", miamix="MiAMix", lmix="LMix", synermix="SynerMix", beyond="Beyond the papers")
+NAMES |= {p: p for p in dict.fromkeys(a.split("/")[0] for a in artefacts()) if p not in NAMES}
+PAPERS = list(NAMES)
 ARTEFACTS = sorted(artefacts().items(), key=lambda a: (PAPERS.index(a[0].split("/")[0]), [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", a[0])]))
 SPECS = dict(ARTEFACTS)
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem != "index")
@@ -186,6 +187,7 @@ def shown(name):
 
 STUDIES = {name: shown(name) for name, spec in ARTEFACTS if "cells" in spec}
 
+@lru_cache(maxsize=None)
 def differences(s):
     "Row -> the paper's differences to the row `against`, one per column; row -> ours with their standard errors."
     paper, theirs, ours = s.paper(), {}, {}
@@ -223,6 +225,7 @@ def dots(rows, theirs, ours, labels, width=420, longest=30, line=21, xlabel=""):
 
 def rows_of(s, theirs, ours): return [m for m in s.spec["rows"] if m in theirs or m in ours]
 
+@lru_cache(maxsize=None)
 def picture(name):
     "The first picture of a notebook, small; without one, the differences of its study; without those, its name."
     for c in nbformat.read(papers_dir() / f"{name}.ipynb", 4).cells:
