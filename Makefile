@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 README_DIR ?= .
 
-.PHONY: reproduce test lab lib readme render bench
+.PHONY: reproduce test lab lib readme render bench site
 reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 	mix-research reproduce randomix/table_1 --preset smoke
 
@@ -33,8 +33,15 @@ readme: .venv/ready ## README.md from nbs/index.ipynb
 bench: .venv/ready ## what mixing and training cost on this machine
 	mix-research bench
 
+site: .venv/site ## the notebooks, the records and the reference as pages in _docs/
+	OMP_NUM_THREADS=1 python nbs/site/build.py
+
+.venv/site: .venv/ready
+	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev,cluster,log,site]"
+	touch $@
+
 .venv/ready: constraints.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --disable-pip-version-check uv
-	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev]"
+	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev,cluster,log]"
 	touch $@

@@ -36,9 +36,9 @@ class Mixer(ABC):
     views = 1 # how many augmented views of the batch the method wants
     sees_x = False # does `mask` look at the images of the samples, or only at their size?
 
-    def __init_subclass__(cls, name:str|None=None, **kwargs): # an empty name: no method itself, only a base of some
+    def __init_subclass__(cls, key:str|None=None, **kwargs): # an empty name: no method itself, only a base of some
         super().__init_subclass__(**kwargs)
-        if name != "": MIXERS[name or cls.__name__.lower()] = cls
+        if key != "": MIXERS[key or cls.__name__.lower()] = cls
 
     def __init__(self,
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
@@ -342,7 +342,7 @@ class Mixing:
         return self.mix.target(self.y)
 
 # %% ../nbs/02_mixers.ipynb #dee0d776
-class FeatureMixer(Mixer, name=""):
+class FeatureMixer(Mixer, key=""):
     "A method that mixes at one of a network's places, drawn per batch. `draw` takes the feature map there, `at` finds it."
     def __init__(self,
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
@@ -382,7 +382,7 @@ class FeatureMixer(Mixer, name=""):
         try: yield mixing
         finally: handle.remove()
 
-class ManifoldMixup(FeatureMixer, name="manifold_mixup"):
+class ManifoldMixup(FeatureMixer, key="manifold_mixup"):
     "Mixup of hidden representations (Verma et al. 2019)."
     def mask(self, s, index, x, partner, generator): return masks.linear(s, x.shape[2:])
 

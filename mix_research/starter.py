@@ -39,7 +39,7 @@ The base class draws partners and shares $s$, checks the batch and blends; `mask
 $\\lambda$, the exact mean of $w$. All that is random comes from `generator`; nothing loops over samples."""),
 ("code", """
 #| export
-class NewMethod(Mixer, name="new_method"):
+class NewMethod(Mixer, key="new_method"):
     "A band of the partner across the last axis."
     def __init__(self,
         alpha:float=1., # $\\alpha$: the share to replace is drawn from Beta($\\alpha$, $\\alpha$)

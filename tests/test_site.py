@@ -1,0 +1,170 @@
+"""The site: built once, then every page, link, the search and the mixing page in a real browser, from files, without a network."""
+import importlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+
+from conftest import ROOT
+from mix_research.study import artefacts
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MISSING = [m for m in ("sphinx", "furo", "myst_nb", "latex2mathml") if not importlib.util.find_spec(m)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}: make .venv/site")
+needs_browser = pytest.mark.skipif(not (BROWSER and importlib.util.find_spec("playwright")), reason="needs chromium and playwright")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site") / "some" / "where"
+    done = subprocess.run([sys.executable, "nbs/site/build.py", str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    from bs4 import BeautifulSoup
+
+    return {p: BeautifulSoup(p.read_text(), "html.parser") for p in sorted(site.rglob("*.html"))}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser):
+    "A page of the width of a telephone, that remembers what went wrong."
+    context = browser.new_context(viewport={"width": 400, "height": 800}, offline=True)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.errors = []
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.errors.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.errors.append(f"asked for {r.url}"))
+    yield page
+    context.close()
+
+
+def test_links_resolve(site, pages):
+    ids = {p: {e["id"] for e in soup.find_all(id=True)} for p, soup in pages.items()}
+    broken = []
+    for page, soup in pages.items():
+        for e in soup.find_all(["a", "link", "script", "img", "source", "iframe", "form"]):
+            link = e.get("href") or e.get("src") or e.get("action")
+            if not link or link.startswith("data:"): continue
+            to = urlsplit(link)
+            if to.scheme and e.name == "a": continue  # the world outside, for readers to follow
+            target = page if not to.path else (page.parent / unquote(to.path)).resolve()
+            whole = not to.scheme and not link.startswith("/") and target.is_file() and site in target.parents  # relative, so that any folder will do
+            if not whole or (to.fragment and target in ids and unquote(to.fragment) not in ids[target]): broken.append(f"{page.relative_to(site)}: {link}")
+    assert len(pages) > 90 and not broken, broken
+    for css in site.rglob("*.css"):
+        assert not [u for u in re.findall(r"url\(([^)]*)\)", css.read_text()) if "//" in u and not u.strip("\"'").startswith("data:")], css
+
+
+def test_everything_has_its_place(site, pages):
+    gallery = pages[site / "papers" / "index.html"]
+    cards = {c["href"].removesuffix(".html"): c for c in gallery.select("a.card")}
+    assert set(cards) == set(artefacts())
+    for card in cards.values(): assert card.select_one(".thumb img, .thumb svg, .thumb .name")
+    for path in (site / "api").glob("[!i]*.html"):
+        module = importlib.import_module(f"mix_research.{path.stem}")
+        shown = {h.get_text().rstrip("¶") for h in pages[path].find_all("h2")}
+        assert set(getattr(module, "__all__", [])) <= shown, path
+    for soup in pages.values(): assert "#| export" not in soup.get_text() and "#| hide" not in soup.get_text()
+    table = " ".join(pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find_next("table").get_text(" ").split())
+    assert "cells" in table and "(2, 6)" in table and "fewest and most cells along a side" in table
+    assert pages[site / "api" / "mixers.html"].find("math"), "formulas are drawn"
+
+
+@needs_browser
+def test_every_page_opens(site, pages, tab):
+    wrong = []
+    for page in pages:
+        tab.goto(page.as_uri())
+        wide = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+        wrong += [f"{page.relative_to(site)}: {e}" for e in tab.errors] + ([f"{page.relative_to(site)}: {wide} pixels too wide"] if wide > 0 else [])
+        tab.errors.clear()
+    tab.goto((site / "papers" / "index.html").as_uri())
+    for wide in (700, 1000, 1300, 1430, 1600, 1840, 2500):
+        tab.set_viewport_size({"width": wide, "height": 800})
+        if (more := tab.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0: wrong.append(f"at {wide}: {more} pixels too wide")
+    assert not wrong, wrong
+
+
+@needs_browser
+def test_search_finds(site, tab):
+    tab.goto((site / "index.html").as_uri())
+    tab.evaluate("document.querySelector('.sidebar-search').value = 'MiAMix'; document.querySelector('form.sidebar-search-container').submit()")
+    tab.wait_for_selector("#search-results li a")
+    tab.wait_for_function("document.querySelectorAll('#search-results li').length > 10")
+    found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    assert any("papers/miamix/" in f for f in found) and any("nbs/04_miamix" in f for f in found) and not tab.errors
+
+
+@needs_browser
+def test_light_and_dark(site, browser):
+    def brightness(scheme):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto((site / "which.html").as_uri())
+        r, g, b = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])
+        page.close()
+        return r + g + b
+    assert brightness("light") > 700 and brightness("dark") < 150
+
+
+def picture(tab, name):
+    "What a canvas shows, (3, H, W) in [0, 1]."
+    size, data = tab.evaluate(f"(c => [c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]])(document.getElementById('mix-view-{name}'))")
+    return torch.tensor(data).view(size, size, 4)[..., :3].permute(2, 0, 1) / 255
+
+
+@needs_browser
+def test_two_images_are_mixed_as_the_library_does(site, tab):
+    from mix_research.mixers import build
+
+    tab.goto((site / "mix.html").as_uri())
+    tab.wait_for_selector("#mix[data-drawn]")
+    def after(act):
+        before = int(tab.get_attribute("#mix", "data-drawn"))
+        act()
+        tab.wait_for_function("before => +document.getElementById('mix').dataset.drawn > before", arg=before)
+    def choose(what, label): after(lambda: tab.select_option(f"#mix-{what}", label=label))
+    def share(): return float(re.search(r"\d\.\d+", tab.text_content("#mix-label"))[0])
+    before = picture(tab, "x")
+    tab.focus("#mix-lam")
+    after(lambda: tab.keyboard.press("ArrowLeft"))  # from .6 to .5
+    pair = torch.stack([picture(tab, "a"), picture(tab, "b")])
+    assert (picture(tab, "x") - before).abs().max() > .1 and tab.text_content("#mix-asked") == "0.5"
+
+    def drawn(name, seed=1, lam=.5):
+        mixer = build(name)
+        mixer.share = lambda n, x, generator: torch.full((n,), 1 - lam)
+        return mixer.make(torch.tensor([1, 0]), pair, pair, torch.Generator().manual_seed(seed))
+    for label in ("FMix", "CutMix", "GridMix", "GMix", "Mixup"):
+        choose("method", label)
+        mix = drawn(label.lower())
+        assert (picture(tab, "x") - mix.blend(pair)[0]).abs().max() < 2.1 / 255, label  # masks and canvas are bytes
+        assert share() == pytest.approx(float(mix.lam[0]), abs=6e-4), label
+    choose("method", "ResizeMix")
+    mix = drawn("resizemix")
+    assert (picture(tab, "x") - mix.blend(pair)[0]).abs().mean() < .02 and share() == pytest.approx(float(mix.lam[0]), abs=6e-4)  # resized by the browser
+    before = picture(tab, "x")
+    choose("seed", "1")
+    assert (picture(tab, "x") - before).abs().max() > .1
+    choose("method", "SaliencyMix")
+    assert tab.is_disabled("#mix-seed") and not tab.errors
+    for control in tab.query_selector_all("#mix select, #mix input"): assert control.evaluate("e => e.labels.length") == 1
