@@ -272,7 +272,7 @@ def build_learner(
     learn.generators = generators
     return learn
 
-# %% ../nbs/15_train.ipynb #290330be
+# %% ../nbs/15_train.ipynb #97470b4f
 def _out_of_memory(e): return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
 
 def fitting_batch_size(
@@ -301,11 +301,14 @@ def fitting_batch_size(
 LOGS = ("", "tensorboard")
 
 def _logger(log, folder): # fastai's callbacks
-    if not check_choice("log", log, LOGS): return []
+    if not log: return []
     try: from fastai.callback.tensorboard import TensorBoardCallback
     except ImportError: raise ValueError("log: tensorboard is not installed; pip install 'mix-research[log]'") from None
     from fastai.learner import Recorder
-    return [Recorder(train_metrics=False), TensorBoardCallback(folder, trace_model=False, log_preds=False)]
+    class TensorBoard(TensorBoardCallback):
+        def after_batch(self): # fastai's writes every hyperparameter, and of this optimiser not all are numbers
+            for k, v in () if not self.training else (("train_loss", self.smooth_loss), ("lr", self.opt.hypers[-1]["lr"])): self.writer.add_scalar(k, v, self.train_iter)
+    return [Recorder(train_metrics=False), TensorBoard(folder, trace_model=False, log_preds=False)]
 
 def train(
     run:Run, # what to run
@@ -328,6 +331,7 @@ def train(
     d, start, status, error = load(run, data_path, download), time.perf_counter(), "ok", ""
     made_by = {k: v for k, v in environment(device).items() if k in ("device", "torch", "commit", "processes")} | {"run": run.key}
     checkpoint, say = (Checkpoint(store.path(run, ".ckpt")), Log(store.path(run, ".jsonl"), listener)) if store and leads(parallel) else (None, Log(None, listener))
+    check_choice("log", log, LOGS)
     if checkpoint and not resume: checkpoint.remove()
     say("started", run=run.asdict(), environment=environment(device))
     gpus = [device] if device.type == "cuda" else []

@@ -480,7 +480,7 @@ def main(out=ROOT / "_docs"):
     write("index.md", (HERE / "index.md").read_text().replace("{{tiles}}", mixing()).replace("{{artefacts}}", str(len(SPECS))).replace("{{runs}}", str(trained_runs))
           .replace("{{papers}}", "\n".join(f"{NAMES[p]} <papers/{p}/index>" for p in PAPERS)))
     notebook(ROOT / "nbs" / "index.ipynb", "start.ipynb", title="# Get started")
-    write("CONTRIBUTING.md", (ROOT / "CONTRIBUTING.md").read_text())
+    for name in ("CONTRIBUTING.md", "CITATION.cff"): write(name, (ROOT / name).read_text())
     for p in WORK.rglob("*"): # of notebooks that are gone
         if p.is_file() and p not in written: p.unlink()
     pages = WORK.parent / "html" # and not `out`, since myst-nb leaves copies of notebooks beside it
