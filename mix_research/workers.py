@@ -14,7 +14,7 @@ from .record import Record, Run, Store, evaluation_name, now
 # %% auto #0
 __all__ = ['Task', 'failure', 'finish', 'Processes', 'Cluster']
 
-# %% ../nbs/19_workers.ipynb #ca77d70a
+# %% ../nbs/19_workers.ipynb #0a0a26e0
 @dataclass
 class Task:
     "A run, what is wanted of it, and how."
@@ -46,7 +46,7 @@ def failure(task:Task, error:str) -> Record:
 def finish(
     task:Task, # what to do
     bar:bool=False, # show the epochs
-    listener=None, # called with every event, see `checkpoint.Log`
+    listener=None, # called with every event, see `record.Log`
 ) -> Record: # of the run; a failed one that says why, if it could not be finished
     "Trains and evaluates what the record lacks."
     from mix_research import evaluate, train # only who trains waits for fastai
@@ -63,7 +63,7 @@ def finish(
         return record
     except Exception as e: # what this machine cannot run is no reason to leave out the rest
         if parallel: raise # the others would wait for this one for ever
-        return failure(task, str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
+        return failure(task, train.words(e) if type(e) is ValueError else f"{type(e).__name__}: {train.words(e)}")
 
 # %% ../nbs/19_workers.ipynb #cc1f223a
 def _begin(n, alive): # in a new process

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import ROOT
 from mix_research import mixers, models, study
-from mix_research.checkpoint import Checkpoint, pack, read_log
-from mix_research.record import BadRecord, Record, Run, Store, sealed
+from mix_research.checkpoint import Checkpoint, pack
+from mix_research.record import BadRecord, Record, Run, Store, read_log, sealed
 from mix_research.workers import Task, finish
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}

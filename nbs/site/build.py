@@ -349,7 +349,7 @@ def which():
     single = "; ".join(f"{label(m)} {min(v):+.2f} to {max(v):+.2f}" for m, v in heroes.items())
     text = "# Which method should I use?\n\n"
     text += "## In short\n\n"
-    text += (f"- **Our own records cannot tell you yet.** Everything trained here so far is the digits of preset `smoke`, which is no evidence about methods.\n" if not real else
+    text += (f"- **Our own records cannot tell you yet.** Methods were compared here on nothing but the digits of preset `smoke`, which is no evidence about them.\n" if not real else
              "".join(f"- **Measured here, on the papers' data:** {c} ([{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.records())} of {len(s.runs)} runs)\n" for n, s in real.items() for c in s.conclusions("") if c.startswith("**")))
     text += (f"- **To start with: {', '.join(map(label, several[:-1]))} or {label(several[-1])}.** Three of the papers train them all, in {len(column)} columns of their tables; median gains in top-1 over plain training are "
              + ", ".join(f"{column[m].median():+.2f} ({label(m)})" for m in several) + ", and " + ", ".join(f"{label(m)} is the best of them in {best.get(m, 0)}" for m in several) +
