@@ -15,7 +15,7 @@ from .record import BadRecord, Record, claimed
 # %% auto #0
 __all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'check_records', 'examine']
 
-# %% ../nbs/18_doctor.ipynb #3ef5d5ee
+# %% ../nbs/18_doctor.ipynb #1dd3502e
 def check_packages() -> list[tuple]: # (verdict, what, text)
     "Every requirement of this package, as it was installed; what an extra asks for need not be there."
     lines = []
@@ -25,7 +25,7 @@ def check_packages() -> list[tuple]: # (verdict, what, text)
         if r.marker and not r.marker.evaluate({"extra": ""}) and not optional: continue
         try: found = metadata.version(r.name)
         except metadata.PackageNotFoundError:
-            lines.append(("note" if optional else "FAIL", r.name, f"not installed{' (' + str(r.marker) + ')' if optional else ''}")); continue
+            lines.append(("note" if optional else "FAIL", r.name, "not installed" + (f"; the extra {str(r.marker).split(chr(34))[1]} asks for it" if optional else ""))); continue
         if not r.specifier.contains(found, prereleases=True): lines.append(("FAIL", r.name, f"{found} is installed; needed: {r.specifier}"))
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "torchvision", "fastai", "numpy"))
     done = subprocess.run([sys.executable, "-c", "import torchvision, fastai.learner"], capture_output=True, text=True) # they may not fit each other

@@ -10,10 +10,10 @@ import mix_research
 from .record import mixers # into which every room has entered its own
 
 # %% auto #0
-__all__ = ['DEFINITION', 'EVIDENCE', 'USE', 'method_names', 'starter', 'new_method', 'cmd_new_method']
+__all__ = ['method_names', 'starter', 'new_method', 'cmd_new_method']
 
 # %% ../nbs/19_starter.ipynb #2447a207
-DEFINITION = [("markdown", """
+_DEFINITION = [("markdown", """
 # new_method
 
 > What the method does, in one sentence.
@@ -57,7 +57,7 @@ class NewMethod(Mixer, key="new_method"):
         return w.view(-1, *[1] * (x.ndim - 2), x.shape[-1]), w.mean(1)""")]
 
 # %% ../nbs/19_starter.ipynb #76632879
-EVIDENCE = [("code", """
+_EVIDENCE = [("code", """
 x, index = photos(5), torch.tensor([1, 2, 3, 4, 0])
 mix = NewMethod().make(index, x, x, torch.Generator().manual_seed(1))
 grid([list(x), list(x[index]), list(mix.blend(x))], labels=["image", "partner", "mixed"], notes=[[""] * 5, [""] * 5, [f"$\\\\lambda$ = {l:.2f}" for l in mix.lam]]);"""),
@@ -83,7 +83,7 @@ for wrap in (True, False):
     test_close(got, want, 1e-6); test_close(target.lam, lam, 1e-6)""")]
 
 # %% ../nbs/19_starter.ipynb #6c9492db
-USE = [("markdown", """
+_USE = [("markdown", """
 ## A training
 
 `Run` knows the method by its name, as soon as its class is defined."""),
@@ -111,7 +111,7 @@ def method_names(
     cls = "".join(p.capitalize() for p in name.split("_")) if name == method else name
     if method in ("baseline", "synermix", *mixers.MIXERS): raise ValueError(f"name: there is a method {method!r}")
     if method in {m.name for m in pkgutil.iter_modules(mix_research.__path__)}: raise ValueError(f"name: the library has a module {method!r}")
-    if cls in {n for kind, text in DEFINITION + EVIDENCE + USE if kind == "code" for n in re.findall(r"\w+", text)} - {"NewMethod"}: raise ValueError(f"name: {cls!r} has another meaning in the notebook")
+    if cls in {n for kind, text in _DEFINITION + _EVIDENCE + _USE if kind == "code" for n in re.findall(r"\w+", text)} - {"NewMethod"}: raise ValueError(f"name: {cls!r} has another meaning in the notebook")
     return cls, method
 
 def starter(
@@ -121,7 +121,7 @@ def starter(
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
     cls, method = method_names(name)
     fill = lambda text: re.sub("NewMethod|new_method", lambda m: cls if m[0] == "NewMethod" else method, text.strip())
-    cells = [(new_markdown_cell if kind == "markdown" else new_code_cell)(fill(text)) for kind, text in DEFINITION + EVIDENCE + USE]
+    cells = [(new_markdown_cell if kind == "markdown" else new_code_cell)(fill(text)) for kind, text in _DEFINITION + _EVIDENCE + _USE]
     for i, cell in enumerate(cells): cell.id = f"starter-{i}"
     return new_notebook(cells=cells, metadata=dict(kernelspec=dict(display_name="python3", language="python", name="python3")))
 

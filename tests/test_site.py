@@ -84,7 +84,8 @@ def test_everything_has_its_place(site, pages):
         module = importlib.import_module(f"mix_research.{path.stem}")
         shown = {h.get_text().rstrip("¶") for h in pages[path].find_all("h2")}
         assert set(getattr(module, "__all__", [])) <= shown, path
-    for soup in pages.values(): assert "#| export" not in soup.get_text() and "#| hide" not in soup.get_text()
+    for page, soup in pages.items():  # but for the notebook that writes notebooks
+        assert page.stem == "19_starter" or "#| export" not in soup.get_text() and "#| hide" not in soup.get_text(), page
     table = " ".join(pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find_next("table").get_text(" ").split())
     assert "cells" in table and "(2, 6)" in table and "fewest and most cells along a side" in table
     assert pages[site / "api" / "mixers.html"].find("math"), "formulas are drawn"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -113,8 +114,8 @@ def test_four_commands_share_a_grid_and_two_are_killed(project):
     change(project, lambda p: p["presets"]["smoke"]["run"].update(epochs=20))
     folder = project / "reproduced/records"
     four = [start(project, *which) for _ in range(4)]
-    until(lambda: len(list(folder.glob("*.json"))) >= 6)
-    killed = [str(p.pid) for p in four[:2]]
+    until(lambda: len(list(folder.glob("*.json"))) >= 6 and len({e["pid"] for es in events(folder, "started").values() for e in es}) == 4)  # all four work
+    killed = {p.pid for p in four[:2]}
     for p in four[:2]: p.kill(); p.communicate()
     for p in four[2:]: assert "24 of 24 runs" in ended(p)
     found, log = records(folder), events(folder)
@@ -122,8 +123,7 @@ def test_four_commands_share_a_grid_and_two_are_killed(project):
     for key, es in log.items():
         assert sum(e["event"] == "finished" for e in es) == 1, (key, es)
         started = [e["pid"] for e in es if e["event"] == "started"]
-        assert len(started) == 1 or len(started) == 2 and str(started[0]) in killed, started  # again only after its owner died
-    assert len({es[-1]["pid"] for es in log.values()}) == 4, "all four worked"
+        assert killed.issuperset(started[:-1]), started  # again only after its owner died
     assert not list(folder.glob("*.ckpt")) and not list(folder.glob("*.claim"))
 
 
@@ -170,7 +170,7 @@ def test_damaged_files_are_never_used(tmp_path):
         found = store.get(run)
         assert found is None or found == record  # e.g. 1E-05 for 1e-05
     checkpoint = Checkpoint(tmp_path / "a.ckpt")
-    content = pack({"weights": {"a": __import__("torch").arange(20_000.)}, "epoch": 3})
+    content = pack({"weights": {"a": torch.arange(20_000.)}, "epoch": 3})
     for bad in damaged(content):
         checkpoint.path.write_bytes(bad)
         assert checkpoint.load() is None

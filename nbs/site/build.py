@@ -80,11 +80,12 @@ def notebook(path, to, top="", hide_code=False, module=None, title=""):
     cells = []
     for c in nb.cells:
         tags, source = list(c.metadata.get("tags", [])), c.source
-        directives = re.findall(r"^#\| *(\w+)", source, re.M)
+        head = re.match(r"(#\|.*\n?)*", source)[0]
+        directives = re.findall(r"^#\| *(\w+)", head, re.M)
         if "hide_cell" in tags or "default_exp" in directives or ("hide" in directives and "hide_input" not in tags): continue
         c.metadata = nbformat.from_dict({})
         if c.cell_type == "code":
-            c.source = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
+            c.source = source.removeprefix(head).strip("\n")
             picture = any("image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for o in c.outputs)
             if "hide_input" in tags: c.metadata["tags"] = ["remove-input"]
             elif hide_code: c.metadata["tags"] = ["hide-input"]
