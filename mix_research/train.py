@@ -273,7 +273,7 @@ def build_learner(
     learn.generators = generators
     return learn
 
-# %% ../nbs/15_train.ipynb #1c3ba207
+# %% ../nbs/15_train.ipynb #cdcdb7b9
 def words(
     e:BaseException, # an error
 ) -> str: # one line
@@ -286,7 +286,7 @@ def fitting_batch_size(
     run:Run, # what did not fit into memory
     d:Dataset, # its data
     device:torch.device, # where
-) -> int: # the largest of a half, a quarter, ... of `run.batch_size` that takes a step and an evaluation; 0: none does
+) -> int: # the largest of a half, a quarter, ... of `run.batch_size` that takes a step; 0: none does
     "Tries it out."
     def step(size):
         learn = build_learner(replace(run, batch_size=size, epochs=1, compile=False, cuda_graphs=False), d, device)
@@ -353,7 +353,7 @@ def train(
                 except BadCheckpoint as e: print(f"not used: {words(e)}"); checkpoint.remove(); continue
                 except LossNotFinite as e: status, error = "failed", words(e)
                 except (MemoryError, RuntimeError) as e:
-                    if not _out_of_memory(e): raise
+                    if parallel or not _out_of_memory(e): raise # the others would wait for ever
                     status, error = "failed", f"out of memory ({words(e)[:200]})"
                 finally:
                     for loader in learn.dls: loader.close() # now, not when garbage is collected: in the middle of the next run's start that can close a file too many
