@@ -17,7 +17,7 @@ from .mixers import check_choice
 __all__ = ['SCHEMA', 'Run', 'BadRecord', 'now', 'sealed', 'unsealed', 'Record', 'evaluation_name', 'write_atomic', 'Store',
            'claimed', 'Log', 'read_log']
 
-# %% ../nbs/11_record.ipynb #4f719cf1
+# %% ../nbs/11_record.ipynb #bbdbf39c
 def _frozen(value):
     "Lists as tuples, so that equal runs are equal however they were written."
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
@@ -84,7 +84,8 @@ class Run:
         if self.schedule == "step" and not self.milestones: raise ValueError("milestones: a step schedule needs at least one epoch")
         Pipeline((0.,), (1.,), self.pad, self.flip, self.cutout, self.size, self.min_area)
         if self.cuda_graphs and not self.compile: raise ValueError("cuda_graphs: they are recorded from the compiled network; allowed with compile=True")
-        self.mixer()
+        try: self.mixer()
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as e: raise ValueError(f"method_args: {self.method} does not take {self.method_args!r} ({' '.join(str(e).split())})") from e
 
     @property
     def key(self) -> str: # 16 hexadecimal digits
