@@ -15,7 +15,7 @@ from .record import BadRecord, Record, claimed
 # %% auto #0
 __all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'check_records', 'examine']
 
-# %% ../nbs/18_doctor.ipynb #1dd3502e
+# %% ../nbs/18_doctor.ipynb #3fdb5eb2
 def check_packages() -> list[tuple]: # (verdict, what, text)
     "Every requirement of this package, as it was installed; what an extra asks for need not be there."
     lines = []
@@ -47,8 +47,7 @@ def check_device() -> list[tuple]: # (verdict, what, text)
 def check_kernel() -> list[tuple]: # (verdict, what, text)
     "What executes notebooks."
     from jupyter_client.kernelspec import KernelSpecManager
-    found = KernelSpecManager().find_kernel_specs().get("python3")
-    return [("ok", "kernel", found) if found else ("FAIL", "kernel", "Jupyter has no kernel python3, which executes the notebooks; pip install ipykernel")]
+    return [("ok", "kernel", "python3") if "python3" in KernelSpecManager().find_kernel_specs() else ("FAIL", "kernel", "Jupyter has no kernel python3, which executes the notebooks; pip install ipykernel")]
 
 # %% ../nbs/18_doctor.ipynb #e52cc7a6
 def check_data(
