@@ -14,7 +14,7 @@ def _by_seed(study, metric): # scenario, values (seed x method)
     for scenario, v in study.measured(metric).groupby(_SCENARIO, sort=False): yield scenario, v.pivot_table(index="seed", columns="method", values="value")
 
 # %% auto #0
-__all__ = ['paired', 'ranks', 'front']
+__all__ = ['paired', 'ranks', 'front', 'beside', 'agreement']
 
 # %% ../nbs/22_compare.ipynb #29e3cd67
 def paired(
@@ -66,3 +66,38 @@ def front(
     "Which points no other beats."
     points = list(zip(cost, value))
     return [not any(c <= a and v >= b and (c, v) != (a, b) for c, v in points) for a, b in points]
+
+# %% ../nbs/22_compare.ipynb #74e1e254
+def beside(
+    study:Study, # with records
+    printed:dict, # method -> the gain over the row `against` that the paper prints, in points
+    metric:str|None=None, # a metric of the study; the table's last if not given
+) -> pd.DataFrame: # method, dataset, model, how, n (seeds), gain (mean), spread (standard deviation over seeds), printed, away ((gain - printed) / spread)
+    "Our gains beside a paper's, on the data sets and networks of the table; what a preset puts in their place is not compared. With one seed there is no spread."
+    lines = []
+    for scenario, v in _by_seed(study, metric):
+        if list(scenario[:2]) not in study.spec["cells"] or study.against not in v: continue
+        for m, theirs in printed.items():
+            gain = (v[m] - v[study.against]).dropna() if m in v and m != study.against else ()
+            if len(gain): lines.append(dict(method=m, **dict(zip(_SCENARIO, scenario)), n=len(gain), gain=gain.mean(), spread=gain.std(), printed=theirs))
+    t = pd.DataFrame(lines, columns=["method", *_SCENARIO, "n", "gain", "spread", "printed"])
+    return t.assign(away=((t.gain - t.printed) / t.spread.where(t.spread > 0)).astype(float))
+
+def agreement(
+    study:Study, # whose words are used
+    table:pd.DataFrame, # of `beside`
+) -> list[str]: # sentences, one for every data set and network; empty if nothing can be compared
+    "What agrees with the paper, what does not, and by how much."
+    out = []
+    for scenario, v in table.groupby(_SCENARIO, sort=False):
+        known, same = v.dropna(subset="away"), v[v.gain * v.printed > 0]
+        names = lambda t: ", ".join(f"{study.label(r.method)} ({r.gain:+.2f}, the paper {r.printed:+.2f})" for r in t.itertuples()) or "none"
+        text = f"**{', '.join(map(study.label, filter(None, scenario)))}.** The sign of the gain is the paper's for {len(same)} of {len(v)} methods" + (f"; not for {names(v.drop(same.index))}." if len(same) < len(v) else ".")
+        if len(known):
+            far, most = known[known.away.abs() > 2], known.loc[known.away.abs().idxmax()]
+            text += (f" Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) of the printed one; beyond: {names(far)}."
+                     f" Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
+        else: text += " With one seed there is no spread to measure the distance in."
+        if len(v) > 2: text += f" Order of the methods: Kendall's τ = {stats.kendalltau(v.gain, v.printed).statistic:.2f}."
+        out.append(text)
+    return out

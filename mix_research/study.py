@@ -382,13 +382,13 @@ def contradictions(self:Study) -> list[str]:
     return [f"{self.label(v.method)}, {self.label(v.dataset)}, {self.label(v.model)}, {v.metric} {v.value:.2f}: {v.note.removeprefix('contradiction: ')}"
             for v in reference(self.name).itertuples() if "contradiction" in v.note]
 
-# %% ../nbs/20_study.ipynb #8b1660f1
+# %% ../nbs/20_study.ipynb #541d7bc8
 @patch
 def conclusions(self:Study,
     hero:str, # the paper's method
 ) -> list[str]: # sentences
     "What the records say, in units of their spread, and what the paper says."
-    out, name, base = [], lambda c: ", ".join(map(self.label, filter(None, c))), self.against
+    out, name, base, paper = [], lambda c: ", ".join(map(self.label, filter(None, c))), self.against, self.paper()
     sign, better = (-1, "lower") if _lower(list(self.metrics())[-1]) else (1, "higher")
     lead = lambda t, a, b: (sign * (t["mean"][a] - t["mean"][b]), (t["error"][a] + t["error"][b])**.5)
     for cell, t in self.summary().groupby(["dataset", "model", "how"], sort=False):
@@ -397,13 +397,12 @@ def conclusions(self:Study,
         best, gained = (sign * t["mean"]).idxmax(), [m for m in t.index if m != base and (g := lead(t, m, base))[0] > 2 * g[1]]
         out.append(f"**{name(cell)}.** {self.label(base)} {t['mean'][base]:.2f} %. Best mean, {better} being better: {self.label(best)}, {t['mean'][best]:.2f} %. "
                    f"Better than {self.label(base)} by more than two standard errors: {', '.join(map(self.label, gained)) or 'none'}.")
-        rivals = [m for m in t.index if m not in (base, hero) and self.printed(m)]
+        rivals = [m for m in t.index if m not in (base, hero) and (self.printed(m) or not paper)]
         if hero in t.index and rivals:
-            rival = (sign * t["mean"][rivals]).idxmax()
+            rival, others = (sign * t["mean"][rivals]).idxmax(), "the paper's other methods" if paper else "the others"
             by, se = lead(t, hero, rival)
-            out.append(f"{self.label(hero)} against the best of the paper's other methods, {self.label(rival)}: {sign * by:+.2f} (standard error {se:.2f}), "
+            out.append(f"{self.label(hero)} against the best of {others}, {self.label(rival)}: {sign * by:+.2f} (standard error {se:.2f}), "
                        f"{'not to be told apart' if not abs(by) > 2 * se else 'better' if by > 0 else 'worse'}.")
-    paper = self.paper()
     for cell in map(tuple, self.spec["cells"]):
         rivals = [m for m, *c in paper if tuple(c) == cell and m not in (base, hero)]
         if not rivals or (hero, *cell) not in paper: continue
