@@ -14,7 +14,7 @@ from .record import Record, Run, Store, evaluation_name, now, write_atomic
 # %% auto #0
 __all__ = ['Task', 'failure', 'finish', 'Processes', 'Cluster']
 
-# %% ../nbs/19_workers.ipynb #0a0a26e0
+# %% ../nbs/19_workers.ipynb #84a1403c
 @dataclass
 class Task:
     "A run, what is wanted of it, and how."
@@ -53,10 +53,13 @@ def finish(
     from mix_research.parallel import launched, leads, shared
     run, store, parallel = task.run, task.store, launched(task.device)
     try:
-        record = None if task.again else store.get(run)
+        record = known = None if task.again else store.get(run)
         lacking = record is None or record.status != "ok" or not task.done(record) and not store.weights_path(run).exists()
         if shared(parallel, lacking):
             record = train.train(run, store, task.data_path, task.device, bar, again=True, download=task.download, resume=task.resume and not task.again, log=task.log, listener=listener)
+            if known and known.status == "ok" and known.metrics == record.metrics: # its weights were gone and are back: the same network, by its hash, keeps its record and what was evaluated
+                record = known
+                if leads(parallel): store.put(record)
         if record.status == "ok" and leads(parallel):
             for what, args in task.wanted: record = evaluate.evaluate(record, what, store, task.data_path, task.device, bar=bar, **args)
         if not task.keep_weights: store.weights_path(run).unlink(missing_ok=True)
