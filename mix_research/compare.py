@@ -67,7 +67,7 @@ def front(
     points = list(zip(cost, value))
     return [not any(c <= a and v >= b and (c, v) != (a, b) for c, v in points) for a, b in points]
 
-# %% ../nbs/22_compare.ipynb #74e1e254
+# %% ../nbs/22_compare.ipynb #af580a24
 def beside(
     study:Study, # with records
     printed:dict, # method -> the gain over the row `against` that the paper prints, in points
@@ -86,9 +86,12 @@ def beside(
 def agreement(
     study:Study, # whose words are used
     table:pd.DataFrame, # of `beside`
-) -> list[str]: # sentences, one for every data set and network; empty if nothing can be compared
-    "What agrees with the paper, what does not, and by how much."
-    out = []
+) -> str: # Markdown
+    "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every data set and network."
+    if not len(table): return f"Nothing at preset {study.preset} is of the table's own data, so nothing is compared with the paper."
+    show = lambda v, form: "" if pd.isna(v) else format(v, form)
+    lines = [(study.label(r.method), ", ".join(map(study.label, filter(None, (r.dataset, r.model, r.how)))), f"{r.gain:+.2f}", show(r.spread, ".2f"), f"{r.printed:+.2f}", show(r.away, "+.1f"), r.n) for r in table.itertuples()]
+    out = [pd.DataFrame(lines, columns=["Method", "on", f"ours, over {study.label(study.against)}", "standard deviation", "the paper", "standard deviations apart", "n"]).to_markdown(index=False, disable_numparse=True)]
     for scenario, v in table.groupby(_SCENARIO, sort=False):
         known, same = v.dropna(subset="away"), v[v.gain * v.printed > 0]
         names = lambda t: ", ".join(f"{study.label(r.method)} ({r.gain:+.2f}, the paper {r.printed:+.2f})" for r in t.itertuples()) or "none"
@@ -100,4 +103,4 @@ def agreement(
         else: text += " With one seed there is no spread to measure the distance in."
         if len(v) > 2: text += f" Order of the methods: Kendall's τ = {stats.kendalltau(v.gain, v.printed).statistic:.2f}."
         out.append(text)
-    return out
+    return "\n\n".join(out)
