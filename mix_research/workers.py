@@ -68,7 +68,7 @@ def finish(
         if parallel: raise # the others would wait for this one for ever
         return failure(task, train.words(e) if type(e) is ValueError else f"{type(e).__name__}: {train.words(e)}")
 
-# %% ../nbs/19_workers.ipynb #611d7cbb
+# %% ../nbs/19_workers.ipynb #60c5487c
 def _begin(n, alive): # in a new process
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the process that started it, which then ends this one
     if torch.cuda.is_available(): torch.cuda.set_per_process_memory_fraction(1 / n) # so that none starves another
@@ -112,7 +112,9 @@ class Processes:
         finally: self.idle.put(pool)
 
     def stop(self): self.closed = True; self.hold.close() # and all processes end, in the middle of whatever they do
-    def __exit__(self, *error): self.stop(); self.stack.close()
+    def __exit__(self, kind, *error):
+        while kind is None and not self.idle.empty(): self.idle.get().shutdown() # they leave in order
+        self.stop(); self.stack.close()
 
 # %% ../nbs/19_workers.ipynb #90b7846d
 _one_at_a_time = threading.Lock() # torch's random state belongs to the whole process
