@@ -10,7 +10,7 @@ reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 
 test: .venv/ready ## every notebook and every test
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 # a thread each: two processes of two threads would wait for each other
-	pytest -q -rs
+	OMP_NUM_THREADS=1 pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/ready ## JupyterLab
 	jupyter lab

@@ -9,7 +9,17 @@ ROOT = Path(__file__).parent.parent
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the commands of this environment
 
 
+LONGEST = ("test_survival", "test_artefacts") # begun first, so that no process is left alone with them
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests measured and did not judge."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties: terminalreporter.write_line(f"{name}: {value}")

@@ -92,7 +92,7 @@ def examples_running(fresh, tmp_path_factory):
     with ThreadPoolExecutor(1) as pool: yield {title: pool.submit(one, title, needs, tmp_path_factory.mktemp("example")) for title, needs in LOOPS.items()}
 
 
-def test_wheel_holds_the_papers_and_every_extra(wheel, capsys):
+def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
     with zipfile.ZipFile(wheel) as z:
         papers = {n.removeprefix("mix_research/papers/"): z.read(n) for n in z.namelist() if n.startswith("mix_research/papers/")}
         meta = message_from_string(z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode())
@@ -101,15 +101,15 @@ def test_wheel_holds_the_papers_and_every_extra(wheel, capsys):
     extras = {k.removesuffix("_requirements") for k in cfg["DEFAULT"] if k.endswith("_requirements")}
     assert set(meta.get_all("Provides-Extra")) == extras and {"dev", "cluster", "speed"} <= extras
     assert {"timm", "dask-jobqueue"} <= {re.match(r"[\w-]+", r)[0] for r in meta.get_all("Requires-Dist") if "extra ==" in r}
-    with capsys.disabled(): print(f"\nwheel: {wheel.stat().st_size / 1e6:.1f} MB, of which {sum(map(len, papers.values())) / 1e6:.1f} MB of papers before compression")
+    record_property("wheel", f"{wheel.stat().st_size / 1e6:.1f} MB, of which {sum(map(len, papers.values())) / 1e6:.1f} MB of papers before compression")
 
 
-def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, capsys):
+def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, record_property):
     """The installed package is only read; what is made lies in ./reproduced, below which the same folder is found."""
     package = Path(run(fresh / "python", "-c", "import mix_research; print(mix_research.__file__)", cwd=tmp_path).stdout.strip()).parent
     assert "site-packages" in package.parts
     before = files(package)
-    with capsys.disabled(): print(f"\ninstalled: {sum(map(len, before.values())) / 1e6:.1f} MB in {len(before)} files")
+    record_property("installed", f"{sum(map(len, before.values())) / 1e6:.1f} MB in {len(before)} files")
     both = run(fresh / "python", "-c", "from mix_research.cli import main; main(['list']); main(['show', 'randomix/table_1'])", cwd=tmp_path).stdout
     assert "35 + 0 of 35" in both and "97.22 (+2.04)" in both and "35 of 35 runs" in both and not list(tmp_path.iterdir())
     out = run("mix-research", "reproduce", "randomix/table_1", "--seeds", "0", "--methods", "cutmix", cwd=tmp_path, path=fresh).stdout
@@ -126,7 +126,7 @@ LIGHT = ("mix", "masks", "mixers", "randomix", "miamix", "lmix", "augment", "ada
 REFUSE = "import socket, sys, time\ndef refuse(*a, **k): raise AssertionError(f'network at import: {a}')\nsocket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
 
 
-def test_mixers_come_without_fastai_and_nothing_asks_the_network(tmp_path, capsys):
+def test_mixers_come_without_fastai_and_nothing_asks_the_network(tmp_path, record_property):
     code = REFUSE + f"""
 t = [time.perf_counter()]
 import torch; t.append(time.perf_counter())
@@ -139,7 +139,7 @@ import mix_research.train; t.append(time.perf_counter())
 for name in {[p.stem for p in (ROOT / "mix_research").glob("*.py") if p.stem != "__init__"]}: __import__(f"mix_research.{{name}}")
 print(*(f"{{b - a:.2f}}" for a, b in zip(t, t[1:])))"""
     torch, mixers, light, train = run(sys.executable, "-c", code, cwd=tmp_path).stdout.split()
-    with capsys.disabled(): print(f"\nimport, seconds: torch {torch}, then mixers {mixers}, all mixers and records {light}, fastai and training {train}")
+    record_property("import, seconds", f"torch {torch}, then mixers {mixers}, all mixers and records {light}, fastai and training {train}")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "mix_research").glob("[!_]*.py")), ids=lambda p: p.stem)
