@@ -47,7 +47,7 @@ def _papermill(source, target, parameters):
                                    extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
     return target
 
-# %% ../nbs/21_cli.ipynb #d0358bf6
+# %% ../nbs/21_cli.ipynb #6b425703
 def show_table(s:Study):
     "Prints the table of a study, if it has one."
     if "metrics" not in s.spec: return
@@ -70,7 +70,8 @@ def cmd_list(a) -> int:
 def _studies(a, **kw) -> list:
     if a.all == bool(a.artefact): raise ValueError("artefact: expected either one, e.g. randomix/table_1, or --all")
     if a.all and a.methods: raise ValueError("--methods: rows differ from table to table; allowed with one artefact")
-    return [Study(name, a.preset, a.seeds, a.methods, a.records, **kw) for name in (study.artefacts() if a.all else [a.artefact])]
+    if a.all and a.datasets: raise ValueError("--datasets: columns differ from table to table; allowed with one artefact")
+    return [Study(name, a.preset, a.seeds, a.methods, a.records, datasets=a.datasets, **kw) for name in (study.artefacts() if a.all else [a.artefact])]
 
 def _executed(studies, out) -> tuple: # paths by study, and a line for each notebook that stopped
     "Notebooks side by side, one per core."
@@ -208,13 +209,14 @@ def cmd_doctor(a) -> int:
 # %% ../nbs/21_cli.ipynb #61609778
 from .starter import cmd_new_method
 
-# %% ../nbs/21_cli.ipynb #f4020de8
+# %% ../nbs/21_cli.ipynb #d96024ab
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mix-research", description="Tables and figures of mixed-sample augmentation papers, reproduced.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     def numbers(text):
         try: return [int(v) for v in text.split(",") if v]
         except ValueError: raise argparse.ArgumentTypeError(f"expected integers separated by commas, got {text!r}") from None
+    def names(text): return [v for v in text.split(",") if v]
     def command(name, run, *options):
         c = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         c.set_defaults(run=run)
@@ -222,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     records = ("--records", dict(default="", metavar="DIR", help="folder of records"))
     which = (("artefact", dict(nargs="?", default="", help="PAPER/ARTEFACT, e.g. randomix/table_1")), ("--all", dict(action="store_true", help="every table and figure")), ("--preset", dict(default="smoke", help="smoke, short, paper or fast (smoke)")),
              ("--seeds", dict(type=numbers, default=[], metavar="0,1,2", help="seeds instead of the preset's")),
-             ("--methods", dict(type=lambda t: [v for v in t.split(",") if v], default=[], metavar="A,B", help="only these rows")),
+             ("--methods", dict(type=names, default=[], metavar="A,B", help="only these rows")), ("--datasets", dict(type=names, default=[], metavar="A,B", help="only these columns")),
              ("--out", dict(default="", metavar="DIR", help="folder of executed notebooks")), ("--export", dict(action="store_true", help="tables as CSV and LaTeX, figures as PNG, beside the notebook")), records)
     command("list", cmd_list)
     command("new-method", cmd_new_method, ("name", dict(metavar="NAME", help="e.g. BandMix")), ("--out", dict(default=".", metavar="DIR", help="folder of the notebook; in a checkout nbs")))

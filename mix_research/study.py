@@ -85,7 +85,7 @@ def reference(
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]
     return table
 
-# %% ../nbs/20_study.ipynb #3920c078
+# %% ../nbs/20_study.ipynb #5c51955c
 METRICS = { # numbers of evaluations (see `evaluate`) that a table may ask for: name -> evaluation, its arguments, the value (of a list: and its place)
     "clean_error": ("clean", {}, "error"), "valid_top1": ("clean", {"part": "valid"}, "top1"), "fgsm_error": ("fgsm", {}, "error"), "occlusion_error": ("occlusion", {}, "error"),
     "corruption_error": ("corruption", {}, "error"), "corrupted_top1": ("corruption", {}, "top1"), "calibration_error": ("classes", {}, "calibration_error"),
@@ -108,6 +108,7 @@ class Study:
         records:str|Path="", # folder of records; empty: the committed ones, or your own when training
         data_path:str|Path="", # folder of all data sets; see `data.data_root`
         own:bool=False, # your own records (`default_records`) instead of the committed ones
+        datasets=(), # columns to run, by the paper's data sets; empty: all
     ):
         check_choice("artefact", name, list(artefacts()))
         paper, self.artefact = name.split("/")
@@ -118,13 +119,15 @@ class Study:
         self.note = preset_spec["note"]
         trainable = [r for r in self.spec.get("rows", []) if r in self.protocol["methods"]]
         self.methods = _checked("methods", methods, trainable, trainable)
+        columns = list(dict.fromkeys(d for d, _ in self.spec.get("cells", [])))
+        datasets = _checked("datasets", datasets, columns, columns)
         for s in seeds:
             if not isinstance(s, int) or s < 0: raise ValueError(f"seeds: expected integers >= 0, got {s!r}")
         self.seeds = list(dict.fromkeys(seeds)) or list(preset_spec["seeds"])
         self.store = Store(*([records] if records else [default_records()] if own else committed_records()))
         vary = {} if "dataset" in preset_spec["run"] else self.spec.get("vary", {})
         self.plan = pd.DataFrame([dict(method=m, dataset=r.dataset, model=r.model, how=", ".join(f"{self.label(k)} {w}" for k, w in v.items()), seed=s, run=r)
-                                  for d, n in self.spec.get("cells", []) for v in vary.get(d, [{}]) for m in self.methods for s in self.seeds
+                                  for d, n in self.spec.get("cells", []) if d in datasets for v in vary.get(d, [{}]) for m in self.methods for s in self.seeds
                                   for r in [self.run(m, d, n, s, preset_spec, v)]], columns=["method", "dataset", "model", "how", "seed", "run"])
         self.plan = self.plan.drop_duplicates(["method", "dataset", "model", "how", "seed"]).reset_index(drop=True) # a preset may put several columns on one data set
 
