@@ -60,7 +60,7 @@ def records(folder): return {p.stem: Record.from_json(p.read_text()) for p in Pa
 def events(folder, *names): return {p.stem: [e for e in read_log(p) if not names or e["event"] in names] for p in Path(folder).glob("*.jsonl")}
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=400):  # on a busy machine
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "nothing happened"
@@ -138,10 +138,10 @@ def test_killed_or_interrupted_command_leaves_no_process_behind_and_goes_on(proj
         until(lambda: sum(len(v) > before.get(k, 0) + 1 for k, v in events(folder, "checkpoint").items()) >= 2)
         children, begun = psutil.Process(command.pid).children(recursive=True), time.monotonic()
         command.send_signal(how)
-        out, err = command.communicate(timeout=30)
+        out, err = command.communicate(timeout=60)
         took = time.monotonic() - begun
         assert command.returncode == code and (how == signal.SIGKILL or "goes on from there" in err), err
-        assert not psutil.wait_procs(children, timeout=10)[1], "processes were left"
+        assert not psutil.wait_procs(children, timeout=30)[1], "processes were left"
         print(f"\n{how.name}: ended after {took:.1f} s")
     status = start(project, "status")
     assert "interrupted: baseline seed" in ended(status) and "of 60" in ended(start(project, "status"))
