@@ -16,13 +16,13 @@ def _by_seed(study, metric): # scenario, values (seed x method)
 # %% auto #0
 __all__ = ['paired', 'ranks', 'front', 'beside', 'agreement']
 
-# %% ../nbs/22_compare.ipynb #29e3cd67
+# %% ../nbs/22_compare.ipynb #34e8de63
 def paired(
     study:Study, # with records
     pairs, # list of (method, the one it is compared with)
     metric:str|None=None, # a metric of the study; the table's last if not given
     level:float=.95, # of the interval, between 0 and 1
-) -> pd.DataFrame: # method, against, dataset, model, how, n (seeds that both have), difference, low, high (its interval), p (two-sided, Holm's over the pairs of a scenario)
+) -> pd.DataFrame: # method, against, dataset, model, how, n (seeds that both have), difference (mean), spread (its standard deviation), low, high (its interval), p (two-sided, Holm's over the pairs of a scenario)
     "Differences seed by seed. With fewer than two seeds there is a difference without interval; with none, no line."
     if not 0 < level < 1: raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     lines = []
@@ -34,13 +34,13 @@ def paired(
             if not len(d): continue
             low, high = stats.t.interval(level, len(d) - 1, d.mean(), d.sem()) if len(d) > 1 and d.sem() > 0 else (float("nan"),) * 2
             p = stats.ttest_rel(v[a][d.index], v[b][d.index]).pvalue if len(d) > 1 and d.sem() > 0 else float("nan")
-            here.append(dict(method=a, against=b, **dict(zip(_SCENARIO, scenario)), n=len(d), difference=d.mean(), low=low, high=high, p=p))
+            here.append(dict(method=a, against=b, **dict(zip(_SCENARIO, scenario)), n=len(d), difference=d.mean(), spread=d.std(), low=low, high=high, p=p))
         if here:
             here = pd.DataFrame(here)
             tested = here.p.sort_values().dropna()
             holm = (tested * range(len(tested), 0, -1)).cummax().clip(upper=1)
             lines.append(here.assign(p=holm.reindex(here.index)))
-    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame(columns=["method", "against", *_SCENARIO, "n", "difference", "low", "high", "p"])
+    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame(columns=["method", "against", *_SCENARIO, "n", "difference", "spread", "low", "high", "p"])
 
 # %% ../nbs/22_compare.ipynb #54f6cf81
 def ranks(
@@ -67,21 +67,17 @@ def front(
     points = list(zip(cost, value))
     return [not any(c <= a and v >= b and (c, v) != (a, b) for c, v in points) for a, b in points]
 
-# %% ../nbs/22_compare.ipynb #af580a24
+# %% ../nbs/22_compare.ipynb #c3b27cef
 def beside(
     study:Study, # with records
-    printed:dict, # method -> the gain over the row `against` that the paper prints, in points
+    printed:dict, # method -> what the paper prints for it
     metric:str|None=None, # a metric of the study; the table's last if not given
-) -> pd.DataFrame: # method, dataset, model, how, n (seeds), gain (mean), spread (standard deviation over seeds), printed, away ((gain - printed) / spread)
-    "Our gains beside a paper's, on the data sets and networks of the table; what a preset puts in their place is not compared. With one seed there is no spread."
-    lines = []
-    for scenario, v in _by_seed(study, metric):
-        if list(scenario[:2]) not in study.spec["cells"] or study.against not in v: continue
-        for m, theirs in printed.items():
-            gain = (v[m] - v[study.against]).dropna() if m in v and m != study.against else ()
-            if len(gain): lines.append(dict(method=m, **dict(zip(_SCENARIO, scenario)), n=len(gain), gain=gain.mean(), spread=gain.std(), printed=theirs))
-    t = pd.DataFrame(lines, columns=["method", *_SCENARIO, "n", "gain", "spread", "printed"])
-    return t.assign(away=((t.gain - t.printed) / t.spread.where(t.spread > 0)).astype(float))
+) -> pd.DataFrame: # as of `paired`, to the row `against`; printed (the paper's difference), away ((difference - printed) / spread)
+    "Our differences beside a paper's, on the data sets and networks of the table; what a preset puts in their place is not compared. With one seed there is no spread."
+    t = paired(study, [(m, study.against) for m in printed if m != study.against and study.against in printed], metric)
+    t = t.loc[[r.Index for r in t.itertuples() if [r.dataset, r.model] in study.spec["cells"]]]
+    t = t.assign(printed=[printed[r.method] - printed[r.against] for r in t.itertuples()])
+    return t.assign(away=((t.difference - t.printed) / t.spread.where(t.spread > 0)).astype(float))
 
 def agreement(
     study:Study, # whose words are used
@@ -90,17 +86,17 @@ def agreement(
     "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every data set and network."
     if not len(table): return f"Nothing at preset {study.preset} is of the table's own data, so nothing is compared with the paper."
     show = lambda v, form: "" if pd.isna(v) else format(v, form)
-    lines = [(study.label(r.method), ", ".join(map(study.label, filter(None, (r.dataset, r.model, r.how)))), f"{r.gain:+.2f}", show(r.spread, ".2f"), f"{r.printed:+.2f}", show(r.away, "+.1f"), r.n) for r in table.itertuples()]
+    lines = [(study.label(r.method), ", ".join(map(study.label, filter(None, (r.dataset, r.model, r.how)))), f"{r.difference:+.2f}", show(r.spread, ".2f"), f"{r.printed:+.2f}", show(r.away, "+.1f"), r.n) for r in table.itertuples()]
     out = [pd.DataFrame(lines, columns=["Method", "on", f"ours, over {study.label(study.against)}", "standard deviation", "the paper", "standard deviations apart", "n"]).to_markdown(index=False, disable_numparse=True)]
     for scenario, v in table.groupby(_SCENARIO, sort=False):
-        known, same = v.dropna(subset="away"), v[v.gain * v.printed > 0]
-        names = lambda t: ", ".join(f"{study.label(r.method)} ({r.gain:+.2f}, the paper {r.printed:+.2f})" for r in t.itertuples()) or "none"
+        known, same = v.dropna(subset="away"), v[v.difference * v.printed > 0]
+        names = lambda t: ", ".join(f"{study.label(r.method)} ({r.difference:+.2f}, the paper {r.printed:+.2f})" for r in t.itertuples()) or "none"
         text = f"**{', '.join(map(study.label, filter(None, scenario)))}.** The sign of the gain is the paper's for {len(same)} of {len(v)} methods" + (f"; not for {names(v.drop(same.index))}." if len(same) < len(v) else ".")
         if len(known):
             far, most = known[known.away.abs() > 2], known.loc[known.away.abs().idxmax()]
             text += (f" Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) of the printed one; beyond: {names(far)}."
                      f" Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
         else: text += " With one seed there is no spread to measure the distance in."
-        if len(v) > 2: text += f" Order of the methods: Kendall's τ = {stats.kendalltau(v.gain, v.printed).statistic:.2f}."
+        if len(v) > 2: text += f" Order of the methods: Kendall's τ = {stats.kendalltau(v.difference, v.printed).statistic:.2f}."
         out.append(text)
     return "\n\n".join(out)

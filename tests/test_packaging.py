@@ -123,7 +123,7 @@ def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, record_p
 
 
 LIGHT = ("mix", "masks", "mixers", "randomix", "miamix", "lmix", "augment", "adapters", "record")
-REFUSE = "import socket, sys, time\ndef refuse(*a, **k): raise AssertionError(f'network at import: {a}')\nsocket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+REFUSE = "import json, socket, sys, time\nasked = []\ndef refuse(*a, **k): asked.append(repr(a)); raise OSError(f'network at import: {a}')\nsocket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
 
 
 def test_mixers_come_without_fastai_and_nothing_asks_the_network(tmp_path, record_property):
@@ -133,12 +133,13 @@ import torch; t.append(time.perf_counter())
 import mix_research.mixers; t.append(time.perf_counter())
 for name in {LIGHT}: __import__(f"mix_research.{{name}}")
 t.append(time.perf_counter())
-heavy = {{"fastai", "torchvision", "pandas", "matplotlib", "sklearn", "scipy", "papermill"}} & set(sys.modules)
-assert not heavy, heavy
+light = list(sys.modules)
 import mix_research.train; t.append(time.perf_counter())
 for name in {[p.stem for p in (ROOT / "mix_research").glob("*.py") if p.stem != "__init__"]}: __import__(f"mix_research.{{name}}")
-print(*(f"{{b - a:.2f}}" for a, b in zip(t, t[1:])))"""
-    torch, mixers, light, train = run(sys.executable, "-c", code, cwd=tmp_path).stdout.split()
+print(json.dumps([asked, light, [f"{{b - a:.2f}}" for a, b in zip(t, t[1:])]]))"""
+    asked, modules, (torch, mixers, light, train) = json.loads(run(sys.executable, "-c", code, cwd=tmp_path).stdout)
+    assert "mix_research.mixers" in modules and not {"fastai", "torchvision", "pandas", "matplotlib", "sklearn", "scipy", "papermill"} & set(modules)
+    assert asked == []
     record_property("import, seconds", f"torch {torch}, then mixers {mixers}, all mixers and records {light}, fastai and training {train}")
 
 
