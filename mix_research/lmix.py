@@ -13,7 +13,7 @@ from .mixers import Mixer, check_choice
 # %% auto #0
 __all__ = ['SOURCES', 'lmix_field', 'LMix']
 
-# %% ../nbs/05_lmix.ipynb #16028902
+# %% ../nbs/05_lmix.ipynb #37179779
 SOURCES = ("filtered", "noise", "image")
 
 def lmix_field(
@@ -26,7 +26,7 @@ def lmix_field(
     "$g$, the field whose highest positions keep the sample."
     size, low = tuple(grey.shape[1:]), tuple(z.shape[1:-1])
     scale = masks.decay(size, float(delta), grey.device, low)
-    lp = scale if source == "image" else torch.view_as_complex(z) * (scale * .5**.5)
+    lp = scale if source == "image" else torch.view_as_complex(z * (scale * .5**.5)[..., None])
     if source == "noise": return masks.from_lowest(lp, size)
     return (1 + k) * grey - k * masks.from_lowest(lp * masks.to_lowest(grey, low), size)
 

@@ -19,7 +19,7 @@ __all__ = ['MIXERS', 'check_choice', 'Mixer', 'build', 'Mixup', 'CutMix', 'FMix'
            'GridMix', 'GMix', 'SmoothMix', 'ResizeMix', 'Cutout', 'same_class', 'IntraClass', 'find_places', 'Mixing',
            'FeatureMixer', 'ManifoldMixup', 'blocks', 'PatchUp', 'check_mixer']
 
-# %% ../nbs/02_mixers.ipynb #695e014d
+# %% ../nbs/02_mixers.ipynb #661bd10b
 MIXERS:dict = {} # name -> class; every subclass of `Mixer` enters itself
 
 def check_choice(
@@ -80,6 +80,18 @@ class Mixer(ABC):
         w, lam = self.mask(s, index, x, partner, generator)
         return Mix(index, w, lam.expand(len(index)))
 
+    def chosen(self,
+        generator:torch.Generator|None=None, # source of randomness
+    ) -> Mixer: # the one that draws for the next batch
+        "The mixer itself, unless it leaves a batch to one of several."
+        return self
+
+    def compiles(self,
+        device:torch.device, # where the images are
+    ) -> bool:
+        "Does `make` become faster by `torch.compile`? See [compiled](06a_compiled.ipynb)."
+        return True
+
     def draw(self,
         x:Tensor, # images, (B, C, *S), floating point
         partner:Tensor|None=None, # another view of the batch that partners come from; `x` itself if not given
@@ -89,7 +101,7 @@ class Mixer(ABC):
         "Draws partners, weights and shares for a batch. Errors: one line for anything but floating-point (B, C, *S)."
         check_images(x, partner, generator)
         index = self.pair(x, generator, y)
-        return self.make(index, x, x if partner is None else partner, generator)
+        return self.chosen(generator).make(index, x, x if partner is None else partner, generator)
 
     def __call__(self,
         x:Tensor, # images, (B, C, *S), floating point
@@ -153,7 +165,7 @@ class FMix(Mixer):
         if self.reformulate: mix.lam = torch.ones_like(mix.lam)
         return mix
 
-# %% ../nbs/02_mixers.ipynb #a26edd5a
+# %% ../nbs/02_mixers.ipynb #34059a83
 def check_2d(
     name:str, # the mixer, for the message
     x:Tensor, # must be (B, C, H, W)
@@ -167,6 +179,8 @@ class SaliencyMix(Mixer):
         check_2d("SaliencyMix", x)
         peak = masks.saliency_peak(partner.index_select(0, index))
         return masks.box(s, x.shape[2:], peak)
+
+    def compiles(self, device): return device.type != "cpu" # nor does a Fourier transform become faster
 
 # %% ../nbs/02_mixers.ipynb #583fd6f1
 def check_range(
@@ -225,7 +239,7 @@ class SmoothMix(Mixer):
 
     def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], generator=generator)
 
-# %% ../nbs/02_mixers.ipynb #025d600c
+# %% ../nbs/02_mixers.ipynb #48e662d1
 class ResizeMix(Mixer):
     "The whole partner, resized and pasted (Qin et al. 2020, eq. 2 and 3)."
     def __init__(self,
@@ -260,6 +274,8 @@ class ResizeMix(Mixer):
         w, lam = self._boxes(box, x)
         return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),))
 
+    def compiles(self, device): return device.type != "cpu" # where PyTorch's own resampling is faster
+
 # %% ../nbs/02_mixers.ipynb #2a6f0e79
 class Cutout(Mixer):
     "A square set to zero, the label unchanged (DeVries & Taylor 2017)."
@@ -280,7 +296,7 @@ class Cutout(Mixer):
         w, lam = self.mask(torch.ones(n, device=x.device), index, x, partner, generator)
         return Mix(index, w, torch.ones(len(index), device=x.device), (Paste(),))
 
-# %% ../nbs/02_mixers.ipynb #006b7dc8
+# %% ../nbs/02_mixers.ipynb #a725ccef
 def same_class(
     y:Tensor, # labels, (B,) integers
     generator:torch.Generator|None=None, # source of randomness
@@ -309,9 +325,7 @@ class IntraClass(Mixer):
         if y is None: raise ValueError("IntraClass: pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
         return same_class(y, generator)
 
-    def draw(self, x, partner=None, generator=None, y=None):
-        check_images(x, partner, generator)
-        return self.mixer.make(self.pair(x, generator, y), x, x if partner is None else partner, generator)
+    def chosen(self, generator=None): return self.mixer.chosen(generator)
 
 # %% ../nbs/02_mixers.ipynb #9cc29bcd
 def find_places(

@@ -52,7 +52,7 @@ def join(
         pastes += [Paste(p.box, rows if p.rows is None else rows[p.rows], p.mode) for p in m.pastes]
     return Mix(index, w, lam, tuple(pastes))
 
-# %% ../nbs/03_randomix.ipynb #33b6741f
+# %% ../nbs/03_randomix.ipynb #778be4b6
 class RandoMix(Mixer):
     "One of several mixers, drawn by weight (RandoMix, section 3)."
     def __init__(self,
@@ -79,8 +79,13 @@ class RandoMix(Mixer):
         "Draws candidates by weight."
         return torch.multinomial(torch.tensor(self.weights), n, replacement=True, generator=host_generator(generator))
 
+    def chosen(self, generator=None):
+        return self if self.per == "sample" else self.candidates[self.choose(1, generator).item()].chosen(generator)
+
+    def compiles(self, device): return False # per sample: parts of sizes that change with every batch
+
     def make(self, index, x, partner, generator):
-        if self.per == "batch": return self.candidates[self.choose(1, generator).item()].make(index, x, partner, generator)
+        if self.per == "batch": return self.chosen(generator).make(index, x, partner, generator)
         chosen, parts = self.choose(len(index), generator), []
         for i, candidate in enumerate(self.candidates):
             rows = (chosen == i).nonzero()[:, 0]

@@ -17,7 +17,7 @@ from .mixers import check_choice
 __all__ = ['SCHEMA', 'Run', 'BadRecord', 'now', 'sealed', 'unsealed', 'Record', 'evaluation_name', 'write_atomic', 'Store',
            'claimed', 'Log', 'read_log']
 
-# %% ../nbs/11_record.ipynb #bbdbf39c
+# %% ../nbs/11_record.ipynb #55e142cd
 def _frozen(value):
     "Lists as tuples, so that equal runs are equal however they were written."
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
@@ -59,7 +59,7 @@ class Run:
     precision:str="float32" # "float32", "bfloat16" (autocast) or "float16" (autocast, scaled gradients; GPU)
     channels_last:bool=True # the network's memory format: the channels of a pixel beside each other
     fused:bool=True # the optimiser updates all weights in one kernel
-    compile:bool=False # the network compiled by torch.compile, except under a mixer that works inside it
+    compile:bool=False # network and mixing compiled by torch.compile; neither under a mixer that works inside the network, nor SynerMix's mixing
     cuda_graphs:bool=False # with `compile`, on a GPU: a step's kernels recorded once and replayed; not with SynerMix, whose batches differ in size
     drop_last:bool=False # leave out an incomplete last batch
 

@@ -40,8 +40,8 @@ def test_data_order_and_crops_do_not_depend_on_the_method():
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_training():
-    """Compiled, the same steps up to rounding: of plain training, of SynerMix with batches of varying size, and bit for bit where nothing is compiled."""
-    for how, equal in (({}, False), (dict(method="synermix"), False), (dict(method="manifold_mixup"), True)):
+    """Compiled, the same steps up to rounding: plain, mixed by the same draws, of SynerMix with batches of varying size, and bit for bit where nothing is compiled."""
+    for how, equal in (({}, False), (dict(method="cutmix"), False), (dict(method="randomix"), False), (dict(method="synermix"), False), (dict(method="manifold_mixup"), True)):
         plain, fast = (train(Run(compile=c, lr=.01, epochs=2, batch_size=30, **how)) for c in (False, True))
         assert (plain.metrics["weights"] == fast.metrics["weights"]) == equal, how
         for a, b in zip(plain.history, fast.history): assert abs(a["train_loss"] - b["train_loss"]) < 1e-3 and abs(a["loss"] - b["loss"]) < 1e-3, (how, a, b)
@@ -137,8 +137,25 @@ def test_gpu_mixers_do_not_wait():
 
 
 @pytest.mark.gpu
+def test_gpu_compiled_mixers():
+    """Compiled on the GPU, where MiAMix and ResizeMix compile too: the same draws, and the same images but for a few pixels at edges."""
+    from mix_research.compiled import Compiled
+    from mix_research.mixers import build
+    from mix_research.speed import OWN
+    x, y = torch.rand(64, 3, 32, 32, device="cuda"), torch.arange(64, device="cuda") % 10
+    for name in OWN:
+        mixer, g, twin = build(name), *(torch.Generator("cuda").manual_seed(1) for _ in range(2))
+        fast = Compiled(mixer)
+        for _ in range(3):
+            (a, s), (b, t) = mixer(x, y, generator=g), fast(x, y, generator=twin)
+            assert torch.equal(s.index, t.index) and torch.equal(g.get_state(), twin.get_state()), name
+            assert (s.lam - t.lam).abs().max() < 1e-2 and ((a - b).abs() > 1e-3).float().mean() < .01, name
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("how", [dict(), dict(method="cutmix"), dict(method="miamix"), dict(method="lmix"), dict(method="synermix"), dict(method="manifold_mixup"),
-                                 dict(precision="bfloat16"), dict(compile=True), dict(method="synermix", compile=True), dict(compile=True, cuda_graphs=True)], ids=str)
+                                 dict(precision="bfloat16"), dict(compile=True), dict(method="synermix", compile=True), dict(compile=True, cuda_graphs=True),
+                                 *(dict(method=m, compile=True, drop_last=True) for m in ("cutmix", "resizemix", "fmix", "miamix"))], ids=str)
 def test_gpu_steps_do_not_wait(how):
     """From the second epoch on, when all is compiled and cached, no step asks the device for anything."""
     from fastai.callback.core import Callback
