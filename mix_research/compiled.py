@@ -31,7 +31,7 @@ def drawing_from(
         generator.set_state(own.get_state())
         own.set_state(before)
 
-# %% ../nbs/06a_compiled.ipynb #f9cb498a
+# %% ../nbs/06a_compiled.ipynb #414aa043
 def cpp_compiler() -> str|None: # its name, None without one
     "What compiles for the CPU."
     return next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))), None)
@@ -75,14 +75,14 @@ class Compiled(Mixer, key=""):
         check_images(x, partner, generator)
         check_labels(y, len(x))
         index, mixer = self.pair(x, generator, y), self.chosen(generator)
-        kind = mixer, x.shape, x.dtype, x.device
+        kind = id(mixer), x.shape, x.dtype, x.device # the mixer itself may not be hashable
         if kind not in self.seen or not mixer.compiles(x.device) or torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, partner)):
             self.seen.add(kind)
             mix = mixer.make(index, x, x if partner is None else partner, generator)
             return mix.blend(x, partner, out), mix.target(y)
-        if mixer not in self.steps:
+        if id(mixer) not in self.steps:
             check_compiler(x.device)
-            self.steps[mixer] = _compile(mixer)
+            self.steps[id(mixer)] = _compile(mixer)
         if out is None: out = torch.empty_like(x)
-        with drawing_from(generator, x.device): lam = self.steps[mixer](index, x, partner, out)
+        with drawing_from(generator, x.device): lam = self.steps[id(mixer)](index, x, partner, out)
         return out, Target(y, index, lam)
