@@ -25,11 +25,11 @@ def linear(
     lam = 1 - s
     return lam.view(-1, *[1] * (1 + len(size))), lam
 
-# %% ../nbs/01_masks.ipynb #798ea1a3
+# %% ../nbs/01_masks.ipynb #398e2102
 def remembered(
     f, # makes tensors of hashable positional arguments
 ):
-    "`f`, once for all its calls with the same arguments. A plain dict, because the compiler sees what lies in it as a constant."
+    "`f`, once for all its calls with the same arguments. A plain dict: what lies in it the compiler takes as given."
     made = {}
     @wraps(f)
     def found(*args):

@@ -158,7 +158,7 @@ def paste_into(
         grid[..., 1 - i] = t[..., None] if i == 0 else t[:, None]
     return F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False).to(p.dtype)
 
-# %% ../nbs/00_mix.ipynb #dbc13370
+# %% ../nbs/00_mix.ipynb #3363a5dd
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -190,13 +190,12 @@ class Mix:
         "$w \\odot x + (1 - w) \\odot T(x'_{p})$; inputs are never written to."
         if x.ndim == self.w.ndim - 1: return self.blend(x[:, None], *(None if t is None else t[:, None] for t in (partner, out)))[:, 0]
         p = x if partner is None else partner
-        if torch.compiler.is_compiling(): given, out = out, None # a compiled blend has no partners in memory
-        elif out is None and not (p.requires_grad or x.requires_grad): given, out = None, torch.empty_like(x)
-        else: given = None
-        p = torch.index_select(p, 0, self.index, out=out)
+        free = torch.compiler.is_compiling() or out is None and (p.requires_grad or x.requires_grad) # of memory for the partners
+        into = None if free else torch.empty_like(x) if out is None else out
+        p = torch.index_select(p, 0, self.index, out=into)
         for paste in self.pastes: p = paste.apply_(p)
-        mixed = torch.lerp(p, x, self.w.to(x.dtype), out=out)
-        return mixed if given is None else given.copy_(mixed)
+        mixed = torch.lerp(p, x, self.w.to(x.dtype), out=into)
+        return out.copy_(mixed) if free and out is not None else mixed
 
     def target(self,
         y:Tensor, # labels of the batch, (B,) integers or (B, K) floats

@@ -55,7 +55,7 @@ def take_turns(
 def summary(times:dict) -> pd.DataFrame: # name -> milliseconds
     return pd.DataFrame([dict(name=k, ms=s.median(), low=s.quantile(.25), high=s.quantile(.75)) for k, v in times.items() for s in [pd.Series(v)]])
 
-# %% ../nbs/23_speed.ipynb #37009943
+# %% ../nbs/23_speed.ipynb #a28b2f68
 OWN = [n for n in sorted(MIXERS) if MIXERS[n].__module__.startswith("mix_research") and not issubclass(MIXERS[n], FeatureMixer)]
 
 def others(x, y, n_classes) -> dict: # name -> function
@@ -98,7 +98,7 @@ def mixers(
         contenders |= {name: lambda m=m, g=g: m(x, y, generator=g), f"{name}, into out": lambda m=m, g=g: m(x, y, generator=g, out=out)}
         if not compiled: continue
         fast = Compiled(m)
-        for _ in range(40): fast(x, y) # until each candidate of RandoMix has come twice
+        for _ in range(40): fast(x, y) # until each candidate of RandoMix has come
         if fast.steps: contenders[f"{name}, compiled, into out"] = lambda fast=fast, g=g: fast(x, y, generator=g, out=out)
     t = take_turns(contenders, repeats, device=device)
     return t.assign(times_lerp=t.ms / t.ms[0])
