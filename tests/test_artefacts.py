@@ -80,7 +80,7 @@ def test_all_from_nothing(tmp_path):
     planned = cli(tmp_path, *which, "--dry-run").stdout
     n = int(re.search(r"\| all *\| *(\d+) \|", planned).group(1))
     assert n > 100 and not (tmp_path / "reproduced").exists()
-    cli(tmp_path, *which, "--export")
+    cli(tmp_path, *which, "--export", "--jobs", "1")
     records = {p: json.loads(p.read_text()) for p in (tmp_path / "reproduced/records").glob("*.json")}
     assert len(records) == n and {r["status"] for r in records.values()} == {"ok"} and {r["run"]["dataset"] for r in records.values()} == {"digits"}
     made = {str(p.relative_to(tmp_path / "reproduced").with_suffix("")) for p in (tmp_path / "reproduced").rglob("*.ipynb")}

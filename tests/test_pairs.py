@@ -59,7 +59,7 @@ def test_every_pair_starts(tmp_path, monkeypatch):
         protocol["artefacts"] = {a: spec | {"rows": [ARTEFACTS[f"{paper}/{a}"]], "against": ARTEFACTS[f"{paper}/{a}"]} for a, spec in protocol["artefacts"].items() if f"{paper}/{a}" in ARTEFACTS}
         protocol["presets"]["smoke"]["run"] = dict(epochs=1, batch_size=4, lr=0.01, schedule="cosine", milestones=[])
         path.write_text(yaml.safe_dump(protocol, sort_keys=False))
-    out = cli(tmp_path, "reproduce", "--all", "--preset", "smoke", "--seeds", "0", "--data", str(trees), "--no-weights").stdout
+    out = cli(tmp_path, "reproduce", "--all", "--preset", "smoke", "--seeds", "0", "--data", str(trees), "--no-weights", "--jobs", "1").stdout
     records = [Record.from_json(p.read_text()) for p in (tmp_path / "reproduced/records").glob("*.json")]
     found = {(r.run.dataset, r.run.model, r.run.method, r.run.method_args.get("inter")) for r in records}
     assert found == every, out

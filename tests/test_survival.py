@@ -241,6 +241,9 @@ def test_killed_kernel_and_failing_notebook(project):
     notebook.cells.append(nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"))
     nbformat.write(notebook, path)
     assert "randomix/figure_1: the kernel of its notebook was killed" in ended(start(project, "reproduce", "randomix/figure_1"), code=1)
+    notebook.cells[-1].source = "import ipykernel, json\nassert json.load(open(ipykernel.get_connection_file()))['transport'] == 'ipc'"  # no port that another command could take first
+    nbformat.write(notebook, path)
+    ended(start(project, "reproduce", "randomix/figure_1"))
     notebook.cells[-1].source = "1 / 0"
     nbformat.write(notebook, path)
     assert "randomix/figure_1: its notebook stopped with ZeroDivisionError: division by zero" in ended(start(project, "reproduce", "randomix/figure_1"), code=1)
