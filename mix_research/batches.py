@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 # %% auto #0
-__all__ = ['IMAGENET_STATS', 'Order', 'Batches', 'decode', 'canvas', 'Stream', 'stratified_split', 'Dataset', 'Files']
+__all__ = ['IMAGENET_STATS', 'Order', 'Batches', 'decode', 'canvas', 'Stream', 'stratified_split', 'few_of_each', 'Dataset',
+           'Files']
 
 # %% ../nbs/08_batches.ipynb #dbb56bb3
 class Order:
@@ -139,6 +140,12 @@ class Stream:
         return Stream(self.paths, self.y, self.order.batch_size, shuffle, drop_last, self.order.generator, device=self.device, workers=self.workers, max_side=self.max_side)
 
 # %% ../nbs/08_batches.ipynb #ec88dcd7
+def _shuffled(y, generator): # indices, class by class, each in random order; the class of each; its rank within the class; images of each class
+    _, y, count = y.cpu().unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(y), generator=generator)
+    order = order[y[order].argsort(stable=True)]
+    return order, y[order], torch.arange(len(y)) - (count.cumsum(0) - count)[y[order]], count
+
 def stratified_split(
     y:Tensor, # labels, (N,) integers
     share:float=.1, # share of each class for validation, in (0, 1)
@@ -146,13 +153,19 @@ def stratified_split(
 ) -> tuple[Tensor, Tensor]: # indices for training and for validation, each in ascending order
     "Splits off `share` of every class, rounded, but at least one image where there are two, and never the last."
     if not 0 < share < 1: raise ValueError(f"share: expected a number in (0, 1), got {share}")
-    _, y, count = y.cpu().unique(return_inverse=True, return_counts=True)
-    order = torch.randperm(len(y), generator=generator)
-    order = order[y[order].argsort(stable=True)] # class by class, each in random order
-    rank = torch.arange(len(y)) - (count.cumsum(0) - count)[y[order]]
-    take = torch.minimum((share * count).round().clamp(min=1), count - 1)
-    valid = rank < take[y[order]]
+    order, y, rank, count = _shuffled(y, generator)
+    valid = rank < torch.minimum((share * count).round().clamp(min=1), count - 1)[y]
     return order[~valid].sort().values, order[valid].sort().values
+
+def few_of_each(
+    y:Tensor, # labels, (N,) integers
+    n:int, # images of each class, > 0
+    generator:torch.Generator|None=None, # source of randomness, on the CPU
+) -> Tensor: # indices, (n * classes,), in ascending order
+    "As many of every class. The same generator gives nested choices: those of a smaller `n` are among those of a larger one. Errors: `ValueError` if a class has fewer."
+    order, _, rank, count = _shuffled(y, generator)
+    if not 0 < n <= count.min(): raise ValueError(f"per_class: expected 1 to {count.min()} images, what the smallest class has, got {n}")
+    return order[rank < n].sort().values
 
 # %% ../nbs/08_batches.ipynb #f6db0c29
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225) # mean and standard deviation of each channel, those of torchvision's pretrained networks
@@ -219,6 +232,14 @@ class Dataset:
         "The data set for choosing hyperparameters: `share` of the training images are held out and take the place of the test images."
         train, valid = stratified_split(self.y, share, generator)
         return replace(self, x=self._take(train), y=self.y[train], test_x=self._take(valid), test_y=self.y[valid], valid_x=None, valid_y=None)
+
+    def few(self,
+        n:int, # training images of each class
+        generator:torch.Generator|None=None, # see `few_of_each`
+    ) -> Dataset:
+        "The data set with few training images, and all others."
+        i = few_of_each(self.y, n, generator)
+        return replace(self, x=self._take(i), y=self.y[i])
 
     def _take(self, i): return self.x[i]
 

@@ -62,6 +62,7 @@ class Run:
     compile:bool=False # network and mixing compiled by torch.compile; neither under a mixer that works inside the network, nor SynerMix's mixing
     cuda_graphs:bool=False # with `compile`, on a GPU: a step's kernels recorded once and replayed; not with SynerMix, whose batches differ in size
     drop_last:bool=False # leave out an incomplete last batch
+    per_class:int=0 # training images of each class, drawn by the seed and the same for all methods; 0: all
 
     def __post_init__(self):
         _check_kinds(self)
@@ -76,6 +77,7 @@ class Run:
         check_choice("precision", self.precision, ("float32", "bfloat16", "float16"))
         for k in ("epochs", "batch_size", "eval_every"):
             if (v := getattr(self, k)) < 1: raise ValueError(f"{k}: expected an integer > 0, got {v!r}")
+        if self.per_class < 0: raise ValueError(f"per_class: expected an integer >= 0, got {self.per_class}")
         check_positive("lr", self.lr); check_positive("gamma", self.gamma)
         for k, end in (("momentum", 1), ("weight_decay", math.inf), ("validation", 1)):
             if not 0 <= (v := getattr(self, k)) < end: raise ValueError(f"{k}: expected a number in [0, {end}), got {v}")

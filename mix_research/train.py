@@ -207,14 +207,15 @@ def load_weights(
 
 # %% ../nbs/15_train.ipynb #7a063a14
 def load(
-    run:Run, # its data set and share for validation
+    run:Run, # its data set, share for validation and number of training images
     data_path:str|Path|None=None, # folder of all data sets; see `data.data_root`
     download:bool=False, # fetch missing files where the source allows it
 ) -> Dataset:
-    "The images of a run; those held out for validation in place of the test images."
+    "The images of a run; those held out for validation in place of the test images; of the rest, where it says so, a few of each class."
     d = data.load(run.dataset, data_path, download)
     if not d.side and not run.size: raise ValueError(f"size: the images of {run.dataset} differ in size; expected a number of pixels > 0")
-    return d.split(run.validation, stream(run, "validation")) if run.validation else d
+    if run.validation: d = d.split(run.validation, stream(run, "validation"))
+    return d.few(run.per_class, stream(run, "few")) if run.per_class else d
 
 def build_model(run:Run, d:Dataset) -> nn.Module:
     "The network of a run for its images, not yet trained."
