@@ -259,3 +259,5 @@ def main(
     except KeyboardInterrupt:
         print("mix-research: interrupted; finished runs and checkpoints are kept, and the same command goes on from there", file=sys.stderr)
         return 130
+
+if __name__ == "__main__" and __package__: sys.exit(main()) # python -m mix_research.cli; a notebook belongs to no package

@@ -19,8 +19,9 @@ __all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'chec
 # %% ../nbs/18_doctor.ipynb #6c9723ae
 def check_packages() -> list[tuple]: # (verdict, what, text)
     "Every requirement of this package, as it was installed; what an extra asks for need not be there."
-    lines = []
-    for text in metadata.requires("mix-research") or ():
+    try: lines, required = [], metadata.requires("mix-research") or ()
+    except metadata.PackageNotFoundError: lines, required = [("note", "mix-research", f"imported from {Path(data.__file__).parent} without being installed; what it requires is not compared")], ()
+    for text in required:
         r = Requirement(text)
         optional = r.marker is not None and "extra" in str(r.marker)
         if r.marker and not r.marker.evaluate({"extra": ""}) and not optional: continue

@@ -4,7 +4,7 @@
 
 # %% ../nbs/15_train.ipynb #3650b114
 from __future__ import annotations
-import gc, hashlib, io, json, math, os, platform, subprocess, sys, time, traceback
+import contextlib, gc, hashlib, io, json, math, os, platform, re, subprocess, sys, time, traceback
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -158,11 +158,13 @@ def stream(
 @lru_cache(maxsize=None)
 def _commit() -> str:
     here = Path(data.__file__).parent
-    def git(*args): return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        if not Path(git("rev-parse", "--show-toplevel"), "mix_research", "train.py").exists(): return ""
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "mix_research", "papers") else "")
-    except (OSError, subprocess.CalledProcessError): return ""
+    def git(*args): return subprocess.run(["git", "-C", here.parent, *args], capture_output=True, text=True, check=True).stdout.strip()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if (here.parent / ".git").exists(): return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "mix_research", "papers") else "")
+    for place in (here, here.parent): # written into a wheel by setup.py, into an archive by git
+        with contextlib.suppress(OSError):
+            if known := re.search(r"\b[0-9a-f]{40}(\+changes)?", (place / ".git_archival.txt").read_text()): return known[0]
+    return ""
 
 def environment(
     device:torch.device, # what trains

@@ -104,7 +104,7 @@ def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
     record_property("wheel", f"{wheel.stat().st_size / 1e6:.1f} MB, of which {sum(map(len, papers.values())) / 1e6:.1f} MB of papers before compression")
 
 
-def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, record_property):
+def test_commands_in_an_empty_folder(checkout, fresh, examples_running, tmp_path, record_property):
     """The installed package is only read; what is made lies in ./reproduced, below which the same folder is found."""
     package = Path(run(fresh / "python", "-c", "import mix_research; print(mix_research.__file__)", cwd=tmp_path).stdout.strip()).parent
     assert "site-packages" in package.parts
@@ -114,12 +114,26 @@ def test_commands_in_an_empty_folder(fresh, examples_running, tmp_path, record_p
     assert "35 + 0 of 35" in both and "97.22 (+2.04)" in both and "35 of 35 runs" in both and not list(tmp_path.iterdir())
     out = run("mix-research", "reproduce", "randomix/table_1", "--seeds", "0", "--methods", "cutmix", cwd=tmp_path, path=fresh).stdout
     (record,) = (tmp_path / "reproduced/records").glob("*.json")
-    assert json.loads(record.read_text())["status"] == "ok" and "1 of 1 runs" in out
+    record = json.loads(record.read_text())
+    assert record["status"] == "ok" and "1 of 1 runs" in out and record["environment"]["commit"] == head(checkout)
     cells = nbformat.read(tmp_path / "reproduced/randomix/table_1.ipynb", 4).cells
     assert any("Digits, small network: ours" in o.get("data", {}).get("text/markdown", "") for c in cells for o in c.get("outputs", []))
     below = run(fresh / "python", "-c", "from mix_research.study import default_records; print(default_records())", cwd=tmp_path / "reproduced/randomix").stdout.strip()
     assert Path(below) == tmp_path / "reproduced/records"
     assert files(package) == before and {p.name for p in tmp_path.iterdir()} == {"reproduced"}
+
+
+def head(checkout): return run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
+
+
+def test_an_archive_knows_its_commit_and_runs_without_being_installed(checkout, tmp_path):
+    """As GitHub packs it; also below another repository, as a carried copy may lie."""
+    run("git", "init", "-q", ".", cwd=tmp_path)
+    copy = tmp_path / "copy"
+    shutil.unpack_archive(run("git", "archive", "-o", tmp_path / "copy.tar", "HEAD", cwd=checkout) and tmp_path / "copy.tar", copy)
+    known = run(sys.executable, "-c", "import torch, mix_research.train as t; print(t.__file__, t.environment(torch.device('cpu'))['commit'])", cwd=copy).stdout.split()
+    assert known == [str(copy / "mix_research/train.py"), head(checkout)]
+    assert "randomix/table_1" in run(sys.executable, "-m", "mix_research.cli", "list", cwd=copy).stdout
 
 
 LIGHT = ("mix", "masks", "mixers", "randomix", "miamix", "lmix", "augment", "adapters", "record")
