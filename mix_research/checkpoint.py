@@ -53,7 +53,12 @@ class Checkpoint:
     "The latest state of a training in a file."
     def __init__(self,
         path:str|Path, # where
-    ): self.path, self.thread, self.writing = Path(path), ThreadPoolExecutor(1), None
+        share:float=.05, # of the time that saving may take, > 0
+    ): self.path, self.share, self.thread, self.writing, self.next = Path(path), share, ThreadPoolExecutor(1), None, 0.
+
+    def due(self) -> bool:
+        "Is the last save done, and long enough ago?"
+        return (self.writing is None or self.writing.done()) and time.perf_counter() >= self.next
 
     def save(self,
         state:dict, # tensors and plain values
@@ -61,9 +66,13 @@ class Checkpoint:
     ):
         "Copies the state and returns; waits only for the save before this one. Errors, of that one: `OSError`, e.g. of a full disk."
         self.wait()
-        self.writing = self.thread.submit(self._write, _copied(state), done)
+        start = time.perf_counter()
+        self.writing = self.thread.submit(self._write, _copied(state), done, start)
 
-    def _write(self, state, done): write_atomic(self.path, pack(state), check=_whole); done()
+    def _write(self, state, done, start):
+        write_atomic(self.path, pack(state), check=_whole)
+        self.next = start + (time.perf_counter() - start) / self.share
+        done()
 
     def wait(self):
         "Until what was saved is in its place."
@@ -84,7 +93,7 @@ class Checkpoint:
 
 # %% ../nbs/14_checkpoint.ipynb #34676aa1
 class Checkpoints(Callback):
-    "Logs and saves every epoch of a `FastLearner`, and goes on from what was saved."
+    "Logs every epoch of a `FastLearner`, saves as often as its checkpoint says, and goes on from what was saved."
     order = 80
     def __init__(self,
         checkpoint:Checkpoint|None, # where to; None: nowhere, as in all but the first of several processes
@@ -108,7 +117,7 @@ class Checkpoints(Callback):
         epoch = self.epoch + 1
         self.log("epoch", **self.progress.history[-1])
         random = gathered(self.parallel, self.random())
-        if self.checkpoint: self.checkpoint.save(self.state() | {"random": random}, lambda: self.log("checkpoint", epoch=epoch))
+        if self.checkpoint and self.checkpoint.due(): self.checkpoint.save(self.state() | {"random": random}, lambda: self.log("checkpoint", epoch=epoch))
 
     def random(self) -> dict:
         "The state of every generator of this process."

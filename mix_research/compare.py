@@ -14,7 +14,7 @@ def _by_seed(study, metric): # scenario, values (seed x method)
     for scenario, v in study.measured(metric).groupby(_SCENARIO, sort=False): yield scenario, v.pivot_table(index="seed", columns="method", values="value")
 
 # %% auto #0
-__all__ = ['paired', 'ranks', 'front', 'beside', 'agreement']
+__all__ = ['paired', 'ranks', 'verdict', 'front', 'beside', 'agreement']
 
 # %% ../nbs/22_compare.ipynb #34e8de63
 def paired(
@@ -38,7 +38,7 @@ def paired(
         if here:
             here = pd.DataFrame(here)
             tested = here.p.sort_values().dropna()
-            holm = (tested * range(len(tested), 0, -1)).cummax().clip(upper=1)
+            holm = (tested * list(range(len(tested), 0, -1))).cummax().clip(upper=1)
             lines.append(here.assign(p=holm.reindex(here.index)))
     return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame(columns=["method", "against", *_SCENARIO, "n", "difference", "spread", "low", "high", "p"])
 
@@ -57,6 +57,23 @@ def ranks(
         p = stats.friedmanchisquare(*(v[m] for m in v)).pvalue if len(v) > 1 and v.shape[1] > 2 else float("nan")
         lines += [dict(method=m, **dict(zip(_SCENARIO, scenario)), n=len(v), rank=r[m].mean(), p=p) for m in v]
     return pd.DataFrame(lines, columns=["method", *_SCENARIO, "n", "rank", "p"]).sort_values([*_SCENARIO, "rank"], kind="stable", ignore_index=True)
+
+def verdict(
+    study:Study, # with records
+    gain:pd.DataFrame, # of `paired`, to the row `against`
+    metric:str|None=None, # a metric of the study; the table's last if not given
+) -> str: # Markdown
+    "Who is above and below the row `against` by interval and after correction, and from how many the best cannot be told: a paragraph for every scenario."
+    out, order, base = [], ranks(study, metric), study.label(study.against)
+    for scenario, v in order.groupby(_SCENARIO, sort=False):
+        here = lambda t: t[(t[_SCENARIO] == list(scenario)).all(axis=1)]
+        g, first = here(gain), v.iloc[0]
+        best = here(paired(study, [(first.method, m) for m in v.method[1:]], metric))
+        names = lambda t: ", ".join(map(study.label, t.method)) or "none"
+        out.append(f"**{', '.join(map(study.label, filter(None, scenario)))}.** Best mean rank: {study.label(first.method)}, {first['rank']:.1f} of {len(v)}; Friedman's test of the whole order: p = {first.p:.2g}. "
+                   f"The interval over the {base.lower()} is above zero for {names(g[g.low > 0])}; below zero for {names(g[g.high < 0])}. After correction for {len(g)} comparisons below p = .05: {names(g[g.p < .05])}. "
+                   f"{study.label(first.method)} cannot be told from {(~(best.low > 0)).sum()} of the {len(best)} others by its paired interval.")
+    return "\n\n".join(out) or f"No record yet at preset {study.preset}."
 
 # %% ../nbs/22_compare.ipynb #4552bdf2
 def front(

@@ -15,7 +15,7 @@ from .mixers import check_choice
 # %% auto #0
 __all__ = ['PHOTOS', 'COLUMN', 'PAGE', 'LOOKS', 'photos', 'grid', 'style', 'family', 'look', 'history', 'scenario_name', 'panels',
            'legend', 'bars', 'curves', 'argument', 'sweep', 'gains', 'printed_gains', 'claim_name', 'gain_ranges',
-           'gain_table', 'clusters']
+           'gain_table', 'clusters', 'forest']
 
 # %% ../nbs/12_pictures.ipynb #39db3768
 PHOTOS = ("chelsea", "astronaut", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "immunohistochemistry", "moon")
@@ -322,3 +322,20 @@ def clusters(
         ax.scatter(*p.T, s=size, color=_BRIGHT[i], marker=_MARKERS[i], linewidth=.3)
         if names and len(p): ax.text(*p.median(0).values.tolist(), str(c), fontsize=7, ha="center", va="center", bbox=dict(boxstyle="circle,pad=.15", facecolor="white", edgecolor=_BRIGHT[i], linewidth=.8))
     ax.set(xticks=[], yticks=[]); ax.grid(False)
+
+# %% ../nbs/12_pictures.ipynb #3d70be94
+def forest(
+    study, # a `Study`
+    found:pd.DataFrame, # of `compare.paired`
+    xlabel:str="top-1 over the baseline, points", # of the horizontal axes
+    height:float=3.4, # inches of a panel
+):
+    "Differences and their intervals, sorted, a panel for each scenario. Filled: the interval leaves zero out."
+    fig, axs = panels(study, found, columns=2, height=height)
+    for ax, v in axs:
+        v = v.sort_values("difference")
+        for i, r in enumerate(v.itertuples()):
+            sure = r.low > 0 or r.high < 0
+            ax.errorbar(r.difference, i, xerr=None if pd.isna(r.low) else r.high - r.difference, color=LOOKS["synermix_mixup"][0], marker="o", markerfacecolor=None if sure else "white", elinewidth=.8, capsize=2)
+        ax.axvline(0, color="black", linewidth=.6); ax.set_yticks(range(len(v)), map(study.label, v.method)); ax.set_xlabel(xlabel); ax.grid(False, axis="y")
+    return fig

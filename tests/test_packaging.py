@@ -130,7 +130,8 @@ def test_an_archive_knows_its_commit_and_runs_without_being_installed(checkout, 
     """As GitHub packs it; also below another repository, as a carried copy may lie."""
     run("git", "init", "-q", ".", cwd=tmp_path)
     copy = tmp_path / "copy"
-    shutil.unpack_archive(run("git", "archive", "-o", tmp_path / "copy.tar", "HEAD", cwd=checkout) and tmp_path / "copy.tar", copy)
+    run("git", "archive", "-o", tmp_path / "copy.tar", "HEAD", cwd=checkout)
+    shutil.unpack_archive(tmp_path / "copy.tar", copy)
     known = run(sys.executable, "-c", "import torch, mix_research.train as t; print(t.__file__, t.environment(torch.device('cpu'))['commit'])", cwd=copy).stdout.split()
     assert known == [str(copy / "mix_research/train.py"), head(checkout)]
     assert "randomix/table_1" in run(sys.executable, "-m", "mix_research.cli", "list", cwd=copy).stdout
