@@ -175,8 +175,10 @@ def cmd_show(a) -> int:
 
 def cmd_bench(a) -> int:
     "Measures what mixing and training cost on this machine."
+    from mix_research import speed, train
+    speed.plan(a.device or str(train.best_device()), a.quick, a.only) # what is not there is said before anything is measured
     out = Path(a.out or study.default_records().parent)
-    _papermill(study.papers_dir() / "speed.ipynb", out / "speed.ipynb", dict(measure=True, quick=a.quick, device=a.device or "", threads=a.threads, folder=str((out / "speed").resolve())))
+    _papermill(study.papers_dir() / "speed.ipynb", out / "speed.ipynb", dict(measure=True, quick=a.quick, only=a.only, device=a.device or "", threads=a.threads, folder=str((out / "speed").resolve())))
     print(f"notebook: {out / 'speed.ipynb'}\nmeasurements: {out / 'speed'}")
     return 0
 
@@ -244,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     command("status", cmd_status, records)
     command("doctor", cmd_doctor, records, ("--data", dict(default="", metavar="DIR", help="folder of all data sets")))
     command("bench", cmd_bench, ("--device", dict(default=None, help="cpu or cuda; the GPU if there is one")), ("--threads", dict(type=int, default=0, metavar="N", help="CPU threads")),
-            ("--quick", dict(action="store_true", help="only the smallest batches and networks")), ("--out", dict(default="", metavar="DIR", help="folder of the notebook and, in speed/, the measurements")))
+            ("--quick", dict(action="store_true", help="only the smallest batches and networks")), ("--only", dict(type=names, default=[], metavar="A,B", help="only these measurements, e.g. mixers_32,growth")), ("--out", dict(default="", metavar="DIR", help="folder of the notebook and, in speed/, the measurements")))
     return p
 
 def main(

@@ -15,13 +15,14 @@ from torch import nn
 from . import train
 from .batches import Dataset
 from .compiled import Compiled
-from .mixers import MIXERS, FeatureMixer, build
+from .mixers import MIXERS, FeatureMixer, build, check_choice
 from .record import BadRecord, Run, now, sealed, unsealed, write_atomic
 from .synermix import intra_class_loss
 
 # %% auto #0
 __all__ = ['OWN', 'METHODS', 'KINDS', 'wait', 'clock', 'take_turns', 'summary', 'others', 'mixers', 'noise', 'bare_epoch',
-           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'Measurement', 'measure', 'measured']
+           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'Measurement', 'measure', 'measured',
+           'plan']
 
 # %% ../nbs/23_speed.ipynb #d27e650d
 def wait(device): # for a GPU to have done what it was sent
@@ -262,3 +263,28 @@ def measured(
         try: found[path.stem] = Measurement.from_json(path.read_text())
         except (BadRecord, UnicodeDecodeError) as e: print(f"set aside: {path}: {e}")
     return found
+
+# %% ../nbs/23_speed.ipynb #b2d7f6a0
+def plan(
+    device:str="cpu", # where
+    quick:bool=False, # only the smallest batches and networks, to see that it works
+    only=(), # some of the names without the device; empty: all
+) -> dict: # name of a file -> arguments of `measure`, in the order in which they are measured
+    "What `papers/speed.ipynb` measures. Errors: `ValueError` for a name that is not planned."
+    gpu, B = str(device).startswith("cuda"), 16 if quick else 128
+    rounds, steps = (2, 2) if quick else (12, 50) if gpu else (5, 2)
+    fast, alone = dict(precision="bfloat16", compile=True) if gpu else {}, dict(methods={"baseline": {}})
+    resnet18 = dict(what="training", model="preact_resnet18", shape=[128, 3, 32, 32], rounds=rounds, steps=steps)
+    resnet50 = dict(what="training", model="resnet50", shape=[128 if gpu else 8, 3, 224, 224], rounds=rounds if gpu else 3, steps=20 if gpu else 1, n_classes=100)
+    sizes = [[n, 3, 32, 32] for n in ((16, 32) if quick else (32, 64, 128, 256, 512))] + [[16, 3, n, n] for n in ((48,) if quick else (64, 96, 128, 224))]
+    found = {}
+    if gpu and not quick: found |= dict(training_preact_resnet18_plain=resnet18, training_preact_resnet18_512=resnet18 | fast | alone | dict(shape=[512, 3, 32, 32]))
+    if gpu: found |= dict(matrix_bfloat16=dict(what="matrix_rate", n=8192, dtype=torch.bfloat16))
+    found |= dict(matrix_float32=dict(what="matrix_rate", n=512 if quick else 8192 if gpu else 2048),
+                  training_small=dict(what="training", model="small", shape=[32, 1, 16, 16], rounds=rounds if gpu else 3 * rounds, steps=steps if gpu else 5 * steps),
+                  intra=dict(what="intra_cost", model="small" if quick else "preact_resnet18", shape=[B, 3, 32, 32], classes=[2, 10, 16] if quick else [2, 10, 50, 100], repeats=3),
+                  mixers_32=dict(what="mixers", shape=[B, 3, 32, 32], repeats=3 if quick else 60, compiled=not quick),
+                  growth=dict(what="growth", shapes=sizes, names=OWN, repeats=2 if quick else 8))
+    if not quick: found |= dict(mixers_224=dict(what="mixers", shape=[64, 3, 224, 224], repeats=8, compiled=True), training_preact_resnet18=resnet18 | fast, training_resnet50=resnet50 | fast)
+    for name in only: check_choice("only", name, list(found))
+    return {f"{device}_{k}": v for k, v in found.items() if not only or k in only}

@@ -100,3 +100,7 @@ def test_bench(tmp_path):
     assert all(m["environment"]["threads"] == 1 and m["rows"] and m["date"] for m in kept.values())
     shown = "".join(o.data.get("text/markdown", "") for c in nbformat.read(tmp_path / "out/speed.ipynb", 4).cells for o in c.get("outputs", []) if "data" in o)
     assert "torchvision CutMix" in shown and "miamix" in shown and "bare loop" in shown and "nan" not in shown and "nothing measured on a GPU yet" in shown
+    cli(tmp_path, "bench", "--quick", "--only", "matrix_float32", "--device", "cpu", "--out", str(tmp_path / "one"))
+    assert [p.stem for p in (tmp_path / "one/speed").glob("*.json")] == ["cpu_matrix_float32"]
+    done = cli(tmp_path, "bench", "--quick", "--only", "speed", "--device", "cpu", "--out", str(tmp_path / "none"), code=2)
+    assert "only: unknown 'speed'; allowed: matrix_float32, training_small" in done.stderr and len(done.stderr.splitlines()) == 1
