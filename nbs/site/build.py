@@ -341,7 +341,6 @@ def which():
     order = sorted(set(gains.method), key=lambda m: -gains[gains.method == m].gain.median())
     real = {n: s for n, s in STUDIES.items() if s.preset != "smoke" and n != "beyond/every_option"}
     protocol = STUDIES["beyond/one_protocol"]
-    gained = lambda s: {r.method: [(r.gain, r.error)] for r in s.summary().itertuples() if not pd.isna(r.gain)}
     several = [m for m in order if gains[gains.method == m].paper.nunique() > 2] # trained by three papers: Mixup and its like
     column = gains.pivot_table(index=["artefact", "dataset", "model"], columns="method", values="gain")[several].dropna()
     best = column.idxmax(axis=1).value_counts()
@@ -351,7 +350,7 @@ def which():
     text = "# Which method should I use?\n\n"
     text += "## In short\n\n"
     text += (f"- **Our own records cannot tell you yet.** Methods were compared here on nothing but the digits of preset `smoke`, which is no evidence about them.\n" if not real else
-             "".join(f"- **Measured here, on the papers' data:** {c} ([{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.records())} of {len(s.runs)} runs)\n" for n, s in real.items() for c in s.conclusions("") if c.startswith("**")))
+             "".join(f"- **Measured here, beyond the digits:** {c} ([{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.records())} of {len(s.runs)} runs)\n" for n, s in real.items() for c in s.conclusions("") if c.startswith("**")))
     text += (f"- **To start with: {', '.join(map(label, several[:-1]))} or {label(several[-1])}.** Three of the papers train them all, in {len(column)} columns of their tables; median gains in top-1 over plain training are "
              + ", ".join(f"{column[m].median():+.2f} ({label(m)})" for m in several) + ", and " + ", ".join(f"{label(m)} is the best of them in {best.get(m, 0)}" for m in several) +
              f". None is always safe: {label(worst.method)} loses {-worst.gain:.2f} points in [{title_of(worst.artefact)}](papers/{worst.artefact}.ipynb).\n")
@@ -377,14 +376,14 @@ def which():
             for m in trained()], columns=["method", "data", "needs", "cost", "CIFAR-10, printed", "CIFAR-100, printed"]).to_markdown(index=False, disable_numparse=True) + "\n\nCost: times plain training, as above. Printed: gain in top-1 over plain training, least to largest of what the papers print.\n"
     text += "\n## What we measured\n\n" + (WARNING if protocol.preset == "smoke" else "")
     for n, s in {**real, "beyond/one_protocol": protocol}.items():
-        g = gained(s)
-        text += f"\n[{title_of(n)}](papers/{n}.ipynb), preset {s.preset}: {'; '.join(dict.fromkeys(f'{s.label(p.dataset)}, {s.label(p.model)}' for p in s.plan.itertuples()))}; {len(s.seeds)} seeds.\n"
-        text += html(KEY.split("&ensp;")[1].join(['<p class="key">', ""]) + dots(sorted(g, key=lambda m: -g[m][0][0]), {}, g, s.label, xlabel=f"{s.label(list(s.metrics())[-1])} over {s.label(s.against)}, points"))
-        costs = s.seconds().groupby("method").ratio.median().dropna()
-        means = s.summary().set_index("method")["mean"]
-        on = [m for m in costs.index if m in means.index and isinstance(means[m], float)]
-        ahead = [m for m, f in zip(on, front([costs[m] for m in on], [means[m] for m in on])) if f]
-        text += f"\nOf {len(on)} methods, no other is both cheaper and better than {', '.join(map(s.label, ahead))}, by the records' own timings and means; differences within two standard errors count for nothing.\n"
+        text += f"\n[{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.seeds)} seeds.\n"
+        for scenario, v in s.summary().groupby(["dataset", "model", "how"], sort=False):
+            g = {r.method: [(r.gain, r.error)] for r in v.itertuples() if not pd.isna(r.gain)}
+            text += f"\n{pictures.scenario_name(s, scenario)}:\n" + html(KEY.split("&ensp;")[1].join(['<p class="key">', ""]) + dots(sorted(g, key=lambda m: -g[m][0][0]), {}, g, s.label, xlabel=f"{s.label(list(s.metrics())[-1])} over {s.label(s.against)}, points"))
+    costs, means = protocol.seconds().groupby("method").ratio.median().dropna(), protocol.summary().set_index("method")["mean"]
+    on = [m for m in costs.index if m in means.index and isinstance(means[m], float)]
+    ahead = [m for m, f in zip(on, front([costs[m] for m in on], [means[m] for m in on])) if f]
+    text += f"\nOf {len(on)} methods under this last protocol, no other is both cheaper and better than {', '.join(map(s.label, ahead))}, by the records' own timings and means; differences within two standard errors count for nothing.\n"
     text += f"\nThe comparison that would answer the question is one protocol for {len(protocol.methods)} methods on real data:\n\n```bash\nmix-research reproduce beyond/one_protocol --preset short --download\n```\n"
     write("which.md", text)
 
