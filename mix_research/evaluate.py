@@ -83,7 +83,8 @@ class Trained:
     ) -> tuple[Tensor, Tensor]: # outputs, (N, D) float32; labels, (N,)
         "Outputs for all images, batch by batch."
         out, labels = [], []
-        with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        cudnn = torch.backends.cudnn
+        with torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=cudnn.allow_tf32): # what is left out, it switches off
             for *raw, y in tqdm(batches or self.batches(), desc=text, disable=not self.bar, leave=False, dynamic_ncols=True):
                 x = self.pipeline(raw[0], False, None, *raw[1:])
                 out.append(self.forward(change(x, y) if change else x, what)); labels.append(y)
