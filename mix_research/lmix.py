@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from . import masks
 from .mix import check_positive
-from .mixers import Mixer, check_choice
+from .base import Mixer, check_choice
 
 # %% auto #0
 __all__ = ['SOURCES', 'lmix_field', 'LMix']

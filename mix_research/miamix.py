@@ -9,7 +9,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from . import masks
 from .mix import Mix
-from .mixers import MIXERS, FMix, GMix, Mixer, check_2d, check_choice, check_range
+from .base import MIXERS, Mixer, check_choice
+from .classic import FMix, GMix, check_2d, check_range
 from .randomix import build_candidates, check_weights
 
 # %% auto #0

@@ -8,7 +8,7 @@ import inspect
 import torch
 from torch import Tensor
 from .mix import Mix, Paste, host_generator, to_device
-from .mixers import MIXERS, Mixer, build, check_choice
+from .base import MIXERS, Mixer, build, check_choice
 
 # %% auto #0
 __all__ = ['check_weights', 'build_candidates', 'join', 'RandoMix']
