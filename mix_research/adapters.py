@@ -4,34 +4,184 @@
 
 # %% ../nbs/13_adapters.ipynb #e8249eaa
 from __future__ import annotations
+import copy
+from collections.abc import Mapping, MutableMapping
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 from .mix import check_positive
+from .targets import Target, check_labels
 from .mixers import Mixer
 
 # %% auto #0
-__all__ = ['as_mixup_fn', 'as_collate']
+__all__ = ['FIELDS', 'as_mixup_fn', 'as_collate', 'MixupFn', 'MixCollate']
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d02
+def _numbers(x): return x.float() if x.dtype == torch.uint8 else x
+
+def _like(mixed, x):
+    "`mixed` in the dtype of the images `x`."
+    if x.dtype != torch.uint8: return mixed
+    return mixed.round().clamp_(0, 255).to(torch.uint8)
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d05
+def _mixed(mixer, views, y, generator):
+    "Views of a batch, all mixed by one draw, and their target."
+    x = _numbers(views[0])
+    check_labels(y, len(x))
+    if len(views) == 1:
+        mixed, target = mixer(x, y, generator=generator)
+        return [_like(mixed, views[0])], target
+    mix = mixer.draw(x, generator=generator, y=y)
+    return [_like(mix.blend(_numbers(v)), v) for v in views], mix.target(y)
+
+def _unmixed(y):
+    "The target of a batch in which nothing is mixed."
+    check_labels(y, len(y))
+    return Target(y, torch.arange(len(y), device=y.device), torch.ones(len(y), device=y.device))
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d15
+FIELDS = {
+    "image": ("pixel_values", "images", "image", "imgs", "img", "inputs", "x"),
+    "label": ("labels", "label", "targets", "target", "y"),
+} # under which batches hold them
+
+def _fields(batch) -> dict: # key, name or place -> what is there
+    "What a batch holds. Errors: it is no dict, tuple or list."
+    if isinstance(batch, Mapping): return dict(batch.items())
+    if hasattr(batch, "_asdict"): return batch._asdict()
+    if isinstance(batch, (tuple, list)): return dict(enumerate(batch))
+    raise TypeError(f"batch: expected a dict, tuple or list, got {type(batch).__name__}; let collate= make one")
+
+def _replaced(batch, new):
+    "A batch of the same type with other values in some fields."
+    if isinstance(batch, MutableMapping):
+        batch = copy.copy(batch)
+        batch.update(new)
+        return batch
+    fields = {**_fields(batch), **new}
+    if isinstance(batch, Mapping): return type(batch)(fields)
+    if hasattr(batch, "_make"): return batch._make(fields.values())
+    return type(batch)(fields.values())
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d18
+def _tensors(value) -> list: # empty: none, or not only tensors
+    "The tensors of one field: a single one, or several views."
+    if isinstance(value, Tensor): return [value]
+    if not isinstance(value, (Mapping, tuple, list)): return []
+    values = list(_fields(value).values())
+    return values if all(isinstance(v, Tensor) for v in values) else []
+
+def _find(what, given, batch, fields):
+    "The key, name or place of the images or the labels."
+    there = ", ".join(f"{k!r} ({type(v).__name__})" for k, v in fields.items())
+    if given is not None:
+        if given in fields: return given
+        raise ValueError(f"{what}: the batch has no {given!r}; it has {there}")
+    named = isinstance(batch, Mapping) or hasattr(batch, "_asdict")
+    known = FIELDS[what] if named else (list(FIELDS).index(what),)
+    found = [k for k in known if _tensors(fields.get(k))]
+    if len(found) == 1: return found[0]
+    several = " or ".join(map(repr, found))
+    if found: raise ValueError(f"{what}: may be {several}; write which, as in {what}={found[0]!r}")
+    raise ValueError(f"{what}: not found; the batch has {there or 'nothing'}; write {what}= and which")
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d21
+def _check_worker(generator):
+    "Raise one clear line where a copy of `generator` would draw the same in every worker and epoch."
+    if generator is None or get_worker_info() is None: return
+    raise RuntimeError("generator: would repeat itself in every worker and epoch; give it to the DataLoader instead")
+
+def _check_views(image, images, label, y) -> list:
+    "The views in `images`, found at `image`. Raise one clear line unless they and `y`, found at `label`, can be mixed."
+    if not isinstance(y, Tensor): raise TypeError(f"label: expected a tensor at {label!r}, got {type(y).__name__}")
+    views = _tensors(images)
+    if not views: raise TypeError(f"image: expected a tensor, or views, at {image!r}, got {type(images).__name__}")
+    shapes = list(dict.fromkeys(tuple(v.shape) for v in views))
+    if len(views) > 1 and (len(shapes) > 1 or len(views[0]) != len(y)):
+        got = ", ".join(map(str, shapes[:3]))
+        raise ValueError(f"image: expected views of one shape, ({len(y)}, C, *S), at {image!r}, got {got}")
+    return views
+
+# %% ../nbs/13_adapters.ipynb #5a0c1d27
+def _packed(generator): # None, or its device and state
+    return generator and (generator.device, generator.get_state().numpy().tobytes())
+
+def _unpacked(packed):
+    "The generator that `_packed` was given."
+    if packed is None: return None
+    device, state = packed
+    return torch.Generator(device).set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 # %% ../nbs/13_adapters.ipynb #117629a5
-def as_mixup_fn(
-    mixer:Mixer, # the method
-    n_classes:int, # K
-    generator:torch.Generator|None=None, # source of randomness, on the device of the batches
-): # callable: (x (B, C, *S), y) -> (mixed x, soft labels (B, K) float32)
-    "A mixer with the call signature of timm's `Mixup`."
-    check_positive("n_classes", n_classes)
-    def mixup_fn(x:Tensor, y:Tensor) -> tuple[Tensor, Tensor]:
-        x, target = mixer(x, y, generator=generator)
-        return x, target.soft(n_classes)
-    return mixup_fn
+class MixupFn:
+    "A mixer with the call signature of timm's `Mixup`. `mixup_enabled = False` stops the mixing, not the smoothing."
+    def __init__(self,
+        mixer:Mixer, # the method
+        n_classes:int|None, # K; None: labels are numbers, mixed as they are
+        generator:torch.Generator|None=None, # source of randomness, on the device of the batches; not in workers
+        smoothing:float=0., # $\epsilon$: every class gets $\epsilon / K$, the label the rest
+    ):
+        if n_classes is not None: check_positive("n_classes", n_classes)
+        if not 0 <= smoothing < 1: raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing}")
+        if n_classes is None and smoothing: raise ValueError("smoothing: needs n_classes; numbers have no classes")
+        self.mixer, self.n_classes = mixer, n_classes
+        self.generator, self.smoothing = generator, smoothing
+        self._enabled = torch.tensor(True).share_memory_()
+
+    def __getstate__(self): return {**vars(self), "generator": _packed(self.generator)}
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.generator = _unpacked(self.generator)
+        self._enabled.share_memory_() # a copy shares with its own workers
+
+    @property
+    def mixup_enabled(self) -> bool: return bool(self._enabled)
+    @mixup_enabled.setter
+    def mixup_enabled(self, value): self._enabled.fill_(bool(value))
+
+    def __call__(self,
+        x:Tensor, # images, (B, C, *S), floating point or uint8
+        y:Tensor, # labels, as in the table above
+    ) -> tuple[Tensor, Tensor]: # mixed images and their labels
+        "Mix a batch."
+        (x,), y = self._mix([x], y)
+        return x, y
+
+    def _mix(self, views, y):
+        _check_worker(self.generator)
+        if self.mixup_enabled: views, target = _mixed(self.mixer, views, y, self.generator)
+        else: target = _unmixed(y)
+        if self.n_classes is None: return views, target.mixed()
+        return views, target.soft(self.n_classes, self.smoothing)
+
+as_mixup_fn = MixupFn
 
 # %% ../nbs/13_adapters.ipynb #d85fefcc
-def as_collate(
-    mixer:Mixer, # the method
-    n_classes:int, # K
-    collate=default_collate, # makes a batch (x, y) of samples
-): # callable: list of samples -> (mixed x, soft labels (B, K) float32)
-    "A mixer as `collate_fn` of a torch `DataLoader`."
-    fn = as_mixup_fn(mixer, n_classes)
-    return lambda samples: fn(*collate(samples))
+class MixCollate(MixupFn):
+    "A mixer as `collate_fn` of a torch `DataLoader`, in worker processes of any kind."
+    def __init__(self,
+        mixer:Mixer, # the method
+        n_classes:int|None, # K; None: labels are numbers, mixed as they are
+        collate=default_collate, # makes a batch of samples
+        smoothing:float=0., # label smoothing, as in `MixupFn`
+        image=None, # key, name or place of the images; None: as found
+        label=None, # key, name or place of the labels; None: as found
+    ):
+        super().__init__(mixer, n_classes, smoothing=smoothing)
+        self.collate, self.image, self.label = collate, image, label
+
+    def __call__(self,
+        samples:list, # what the data set gives
+    ): # what `collate` makes of them, images mixed and labels soft
+        "Collate samples, then mix."
+        batch = self.collate(samples)
+        fields = _fields(batch)
+        image, label = (_find(what, getattr(self, what), batch, fields) for what in FIELDS)
+        images, y = fields[image], fields[label]
+        views = _check_views(image, images, label, y)
+        views, y = self._mix(views, y)
+        if not isinstance(images, Tensor): views = [_replaced(images, dict(zip(_fields(images), views)))]
+        return _replaced(batch, {image: views[0], label: y})
+
+as_collate = MixCollate

@@ -4,16 +4,18 @@
 
 # %% ../nbs/08_batches.ipynb #5c04223f
 from __future__ import annotations
-import os
+import math, os
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 # %% auto #0
-__all__ = ['IMAGENET_STATS', 'Order', 'Batches', 'decode', 'canvas', 'Stream', 'stratified_split', 'few_of_each', 'Dataset',
-           'Files']
+__all__ = ['IMAGENET_STATS', 'Order', 'put_back', 'Loader', 'Items', 'Batches', 'decode', 'canvas', 'Stream', 'stratified_split',
+           'few_of_each', 'Dataset', 'Files']
 
 # %% ../nbs/08_batches.ipynb #dbb56bb3
 class Order:
@@ -24,13 +26,16 @@ class Order:
         shuffle:bool=False, # a new order every epoch
         drop_last:bool=False, # leave out an incomplete last batch
         generator:torch.Generator|None=None, # source of the order, on the CPU
-        sampler=None, # yields a list of indices per batch and has a length; then it alone decides about order, sizes and the last batch
+        sampler=None, # yields a list of indices per batch, has a length, and decides alone about order and sizes
         share:tuple=(0, 1), # r, n: of every batch only each n-th image, from the r-th on, see `parallel`
     ):
-        if sampler is not None and (shuffle or drop_last): raise ValueError("sampler: decides the order and the last batch itself; leave shuffle and drop_last at False")
+        if sampler is not None and (shuffle or drop_last):
+            raise ValueError("sampler: decides the order and the last batch itself; leave shuffle and drop_last at False")
         if not 0 < batch_size: raise ValueError(f"batch_size: expected an integer > 0, got {batch_size}")
-        if drop_last and n < batch_size: raise ValueError(f"batch_size: {batch_size} is larger than the data set ({n} images)")
-        self.n, self.batch_size, self.shuffle, self.drop_last, self.generator, self.sampler, self.share = n, batch_size, shuffle, drop_last, generator, sampler, share
+        if drop_last and n < batch_size:
+            raise ValueError(f"batch_size: {batch_size} is larger than the data set ({n} images)")
+        self.n, self.batch_size, self.shuffle, self.drop_last = n, batch_size, shuffle, drop_last
+        self.generator, self.sampler, self.share = generator, sampler, share
 
     def __len__(self):
         if self.sampler is not None: return len(self.sampler)
@@ -41,15 +46,56 @@ class Order:
         r, n = self.share
         if self.sampler is not None:
             batches = [batch[r::n] for batch in self.sampler]
-            return torch.tensor([i for batch in batches for i in batch]).to(device).split([len(batch) for batch in batches])
+            indices = torch.tensor([i for batch in batches for i in batch]).to(device)
+            return indices.split([len(batch) for batch in batches])
         order = torch.randperm(self.n, generator=self.generator) if self.shuffle else torch.arange(self.n)
         batches = order.to(device).split(self.batch_size)[:len(self)]
         return batches if n == 1 else [batch[r::n] for batch in batches]
 
     def __iter__(self): return (i.tolist() for i in self.on())
 
+# %% ../nbs/08_batches.ipynb #d504552e
+@contextmanager
+def put_back(
+    *owners, # objects with generators among their attributes
+):
+    "Their generators, and torch's own on the CPU, are afterwards where they were before."
+    attributes = [v for owner in owners for v in getattr(owner, "__dict__", {}).values()]
+    states = [(g, g.get_state()) for g in attributes if isinstance(g, torch.Generator)]
+    with torch.random.fork_rng(devices=[]):
+        try: yield
+        finally:
+            for g, state in states: g.set_state(state)
+
+@patch
+def first(self:Order) -> Tensor: # (B,)
+    "The indices of the next epoch's first batch, which that epoch then has as well."
+    if not len(self): raise ValueError("one_batch: the loader has no images, as after learn.export(); learn.dls = ...")
+    with put_back(self, self.sampler): return self.on()[0]
+
 # %% ../nbs/08_batches.ipynb #596dbc4e
-class Batches:
+class Loader:
+    "What both kinds of loader have in common. A subclass makes a batch of indices: `batch`."
+    def __len__(self): return len(self.order)
+    def close(self): "Nothing to end; see `Stream`."
+    def one_batch(self):
+        "The first batch of the next epoch."
+        return self.batch(self.order.first())
+
+class Items:
+    "Images and their labels, one by one: the `dataset` of a loader."
+    def __init__(self,
+        x, # images, a tensor (N, C, H, W), or a list of paths
+        y:Tensor, # labels, (N,)
+    ): self.x, self.y = x, y
+
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], self.y[i]
+    def new_empty(self):
+        "Those of no image, and of no memory shared with the images, which would be written with it."
+        return Items(*(v[:0].clone() if isinstance(v, Tensor) else v[:0] for v in (self.x, self.y)))
+
+class Batches(Loader):
     "Batches of device-resident images: `(x, y)`."
     n_inp = 1
     def __init__(self,
@@ -57,15 +103,25 @@ class Batches:
         y:Tensor, # labels, (N,), on the device
         batch_size:int, # images per batch
         *order, **kw, # the rest of `Order`: shuffle, drop_last, generator, sampler
-    ): self.x, self.y, self.device, self.dataset, self.order = x, y, x.device, range(len(x)), Order(len(x), batch_size, *order, **kw)
+    ): self.x, self.y, self.order = x, y, Order(len(x), batch_size, *order, **kw)
 
-    def __len__(self): return len(self.order)
-    def __iter__(self): return ((self.x.index_select(0, i), self.y.index_select(0, i)) for i in self.order.on(self.device))
-    def close(self): "Nothing to end; see `Stream`."
+    @property
+    def device(self): return self.x.device
+    @property
+    def dataset(self): return Items(self.x, self.y)
 
-    def new(self, shuffle=False, drop_last=False, **kwargs):
-        "A loader of the same images, as fastai's `get_preds` wants it."
-        return Batches(self.x, self.y, self.order.batch_size, shuffle, drop_last, self.order.generator)
+    def batch(self, i): return self.x.index_select(0, i.to(self.device)), self.y.index_select(0, i.to(self.device))
+    def __iter__(self): return map(self.batch, self.order.on(self.device))
+
+    def to(self, device):
+        "Moves the images."
+        self.x, self.y = self.x.to(device), self.y.to(device)
+        return self
+
+    def new(self, dataset=None, shuffle=False, drop_last=False, **kwargs):
+        "A loader of the same images, as fastai's `get_preds` wants it, or of those of a `dataset`."
+        items = self.dataset if dataset is None else dataset
+        return Batches(items.x, items.y, self.order.batch_size, shuffle, drop_last, self.order.generator)
 
 # %% ../nbs/08_batches.ipynb #ade0865e
 def decode(
@@ -82,7 +138,8 @@ def decode(
             if scale < 1: im = im.resize([max(1, round(n * scale)) for n in im.size], Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(im)).permute(2, 0, 1)
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{path}: not a readable image ({e})") from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{path}: not a readable image ({e})") from e
 
 def canvas(
     images:list, # of (3, H, W) uint8
@@ -105,7 +162,8 @@ def _collate(samples):
     bad = [x for x in images if isinstance(x, str)]
     return bad[0] if bad else (*canvas(images), torch.stack(y))
 
-class Stream:
+# %% ../nbs/08_batches.ipynb #227063f4
+class Stream(Loader):
     "Batches of image files: `(canvas, sizes, y)`."
     n_inp = 2
     def __init__(self,
@@ -118,29 +176,71 @@ class Stream:
         max_side:int=512, # see `decode`
         **kw,
     ):
-        self.paths, self.y, self.device, self.dataset, self.max_side = paths, y.cpu(), torch.device(device), range(len(paths)), max_side
-        self.order, self.workers = Order(len(paths), batch_size, *order, **kw), min(8, os.cpu_count() or 1) if workers is None else workers
+        self.paths, self.y, self.device, self.max_side = paths, y.cpu(), torch.device(device), max_side
+        self.order = Order(len(paths), batch_size, *order, **kw)
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self.loader = None # made for the first batch
+
+    @property
+    def dataset(self): return Items(self.paths, self.y)
+    def __getstate__(self): return vars(self) | {"loader": None}
 
     def close(self):
         "Ends the worker processes; the next batch starts new ones."
         self.loader = None
 
-    def __len__(self): return len(self.order)
-    def __iter__(self):
-        if self.loader is None:
-            self.loader = DataLoader(_Decode(self.paths, self.y, self.max_side), batch_sampler=self.order, collate_fn=_collate, num_workers=self.workers, generator=torch.Generator(),
-                                     persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
-        for batch in self.loader:
-            if isinstance(batch, str): raise ValueError(batch)
-            yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+    def to(self, device):
+        "Says where batches are wanted."
+        self.device = torch.device(device)
+        return self
 
-    def new(self, shuffle=False, drop_last=False, **kwargs):
-        "A loader of the same files, as fastai's `get_preds` wants it."
-        return Stream(self.paths, self.y, self.order.batch_size, shuffle, drop_last, self.order.generator, device=self.device, workers=self.workers, max_side=self.max_side)
+    def sent(self, batch):
+        "A collated batch on the device. Errors: `ValueError` with the message of a file that cannot be read."
+        if isinstance(batch, str): raise ValueError(batch)
+        return tuple(t.to(self.device, non_blocking=True) for t in batch)
+
+    def batch(self, i):
+        files = _Decode(self.paths, self.y, self.max_side)
+        return self.sent(_collate([files[j] for j in i.tolist()]))
+
+    def new(self, dataset=None, shuffle=False, drop_last=False, **kwargs):
+        "A loader of the same files, as fastai's `get_preds` wants it, or of those of a `dataset`."
+        items = self.dataset if dataset is None else dataset
+        order = self.order.batch_size, shuffle, drop_last, self.order.generator
+        return Stream(items.x, items.y, *order, device=self.device, workers=self.workers, max_side=self.max_side)
+
+# %% ../nbs/08_batches.ipynb #a140c3fb
+@patch
+def __iter__(self:Stream):
+    if self.loader is None:
+        files, pin = _Decode(self.paths, self.y, self.max_side), self.device.type == "cuda"
+        how = dict(batch_sampler=self.order, collate_fn=_collate, generator=torch.Generator(), pin_memory=pin)
+        self.loader = DataLoader(files, num_workers=self.workers, persistent_workers=self.workers > 0, **how)
+    for batch in self.loader: yield self.sent(batch)
+
+# %% ../nbs/08_batches.ipynb #b5d913e8
+@patch
+def show_batch(self:Loader,
+    b=None, # a batch; the first one of the next epoch if not given
+    max_n:int=9, # images at most
+    **kwargs, # other options of fastai's, without effect
+):
+    "Images as they lie in the batch, with their labels."
+    import matplotlib.pyplot as plt
+    x, *sizes, y = self.one_batch() if b is None else b
+    n = min(max_n, len(x))
+    columns = math.ceil(math.sqrt(n))
+    figure, axes = plt.subplots(-(-n // columns), columns, squeeze=False, figsize=(2 * columns, 2 * -(-n // columns)))
+    for ax in axes.flat: ax.axis("off")
+    for i, ax in zip(range(n), axes.flat):
+        height, width = sizes[0][i].tolist() if sizes else x.shape[2:]
+        image = x[i, :, :height, :width].cpu()
+        ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray")
+        if y.ndim == 1: ax.set_title(y[i].item())
 
 # %% ../nbs/08_batches.ipynb #ec88dcd7
-def _shuffled(y, generator): # indices, class by class, each in random order; the class of each; its rank within the class; images of each class
+def _shuffled(y, generator):
+    "Indices, class by class, each in random order; the class of each; its rank within the class; images of each class."
     _, y, count = y.cpu().unique(return_inverse=True, return_counts=True)
     order = torch.randperm(len(y), generator=generator)
     order = order[y[order].argsort(stable=True)]
@@ -162,13 +262,14 @@ def few_of_each(
     n:int, # images of each class, > 0
     generator:torch.Generator|None=None, # source of randomness, on the CPU
 ) -> Tensor: # indices, (n * classes,), in ascending order
-    "As many of every class. The same generator gives nested choices: those of a smaller `n` are among those of a larger one. Errors: `ValueError` if a class has fewer."
+    "As many of every class; of one generator a smaller `n` chooses among a larger one's. Errors: a class has fewer."
     order, _, rank, count = _shuffled(y, generator)
-    if not 0 < n <= count.min(): raise ValueError(f"per_class: expected 1 to {count.min()} images, what the smallest class has, got {n}")
+    if not 0 < n <= count.min():
+        raise ValueError(f"per_class: expected 1 to {count.min()} images, what the smallest class has, got {n}")
     return order[rank < n].sort().values
 
 # %% ../nbs/08_batches.ipynb #f6db0c29
-IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225) # mean and standard deviation of each channel, those of torchvision's pretrained networks
+IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225) # mean and deviation by channel, of torchvision's pretrained networks
 
 @dataclass
 class Dataset:
@@ -187,12 +288,16 @@ class Dataset:
             x, y = self.part(part)
             if len(x) != len(y) or not len(x): raise ValueError(f"{self.name}: {len(x)} {part} images, {len(y)} labels")
             if y.dtype != torch.int64 or y.min() < 0 or y.max() >= self.n_classes:
-                raise ValueError(f"{self.name}: {part} labels must be int64, 0..{self.n_classes - 1}, got {y.dtype}, {y.min()}..{y.max()}")
+                got = f"{y.dtype}, {y.min()}..{y.max()}"
+                raise ValueError(f"{self.name}: {part} labels must be int64, 0..{self.n_classes - 1}, got {got}")
             self._check_images(part, x)
 
     def _check_images(self, part, x):
-        if x.dtype != torch.uint8 or x.ndim != 4: raise ValueError(f"{self.name}: {part} images must be (N, C, H, W) uint8, got {tuple(x.shape)} {x.dtype}")
-        if x.shape[1:] != self.x.shape[1:]: raise ValueError(f"{self.name}: {part} images must be {tuple(self.x.shape[1:])} like the training images, got {tuple(x.shape[1:])}")
+        if x.dtype != torch.uint8 or x.ndim != 4:
+            raise ValueError(f"{self.name}: {part} images must be (N, C, H, W) uint8, got {tuple(x.shape)} {x.dtype}")
+        if x.shape[1:] != self.x.shape[1:]:
+            want, got = tuple(self.x.shape[1:]), tuple(x.shape[1:])
+            raise ValueError(f"{self.name}: {part} images must be {want} like the training images, got {got}")
 
     @property
     def parts(self) -> list: return ["train", "test"] + ["valid"] * (self.valid_x is not None)
@@ -207,7 +312,8 @@ class Dataset:
         name:str, # "train", "test" or "valid"
     ) -> tuple: # images and labels
         if name not in self.parts: raise ValueError(f"{self.name}: no part {name!r}; it has {', '.join(self.parts)}")
-        return {"train": (self.x, self.y), "test": (self.test_x, self.test_y), "valid": (self.valid_x, self.valid_y)}[name]
+        if name == "train": return self.x, self.y
+        return getattr(self, f"{name}_x"), getattr(self, f"{name}_y")
 
     def batches(self,
         part:str, # "train", "test" or "valid"
@@ -221,7 +327,8 @@ class Dataset:
     def pixel_stats(self) -> tuple[tuple, tuple]: # mean and standard deviation of each channel, in [0, 1]
         "Statistics of the training pixels, from the histogram of each channel."
         levels = torch.arange(256, dtype=torch.float64) / 255
-        share = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.x.transpose(0, 1)]) / self.x[:, 0].numel()
+        count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.x.transpose(0, 1)])
+        share = count / self.x[:, 0].numel()
         mean = (share * levels).sum(1)
         return tuple(mean.tolist()), tuple((share * (levels - mean[:, None])**2).sum(1).sqrt().tolist())
 
@@ -229,9 +336,11 @@ class Dataset:
         share:float, # of the training images, in (0, 1)
         generator:torch.Generator|None=None, # see `stratified_split`
     ) -> Dataset:
-        "The data set for choosing hyperparameters: `share` of the training images are held out and take the place of the test images."
+        "The data set for choosing hyperparameters: `share` of the training images take the place of the test images."
         train, valid = stratified_split(self.y, share, generator)
-        return replace(self, x=self._take(train), y=self.y[train], test_x=self._take(valid), test_y=self.y[valid], valid_x=None, valid_y=None)
+        kept = dict(x=self._take(train), y=self.y[train])
+        held_out = dict(test_x=self._take(valid), test_y=self.y[valid])
+        return replace(self, **kept, **held_out, valid_x=None, valid_y=None)
 
     def few(self,
         n:int, # training images of each class
@@ -248,6 +357,7 @@ class Files(Dataset):
     "Labelled image files, streamed: as `Dataset`, but `x`, `test_x` and `valid_x` are lists of paths."
     def _check_images(self, part, x): pass # every file is checked when it is decoded
     in_channels, side = 3, 0
-    def batches(self, part, batch_size, device="cpu", workers=None, **how) -> Stream: return Stream(*self.part(part), batch_size, device=device, workers=workers, **how)
+    def batches(self, part, batch_size, device="cpu", workers=None, **how) -> Stream:
+        return Stream(*self.part(part), batch_size, device=device, workers=workers, **how)
     def pixel_stats(self): return IMAGENET_STATS
     def _take(self, i): return [self.x[j] for j in i.tolist()]

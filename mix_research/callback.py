@@ -5,9 +5,12 @@
 # %% ../nbs/10_callback.ipynb #95f2b8cc
 from __future__ import annotations
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastcore.basics import patch
 from torch import Tensor
 from .augment import Pipeline
 from .mixers import FeatureMixer, Mixer
@@ -18,7 +21,8 @@ __all__ = ['Augment', 'MixCallback']
 # %% ../nbs/10_callback.ipynb #53a05f82
 class Augment(Callback):
     "Makes float images of uint8 batches: augmented in training, normalised only in validation."
-    order = -5
+    order, raw = -5, None
+    _stateattrs = ("raw",) # is not pickled
     def __init__(self,
         pipeline:Pipeline, # what to do with the images
         generator:torch.Generator|None=None, # source of randomness, on the device of the batches
@@ -35,39 +39,106 @@ class Augment(Callback):
         x, *sizes = self.raw
         return self.pipeline(x, train, self.generator, *sizes)
 
+    def _forget(self): self.raw = None
+    after_train = after_validate = after_fit = _forget
+
 # %% ../nbs/10_callback.ipynb #2c23df1e
 class MixCallback(Callback):
-    "Mixes training batches and their labels. Needs one input and one target per batch; the loss may be any that takes the target."
+    "Mixes training batches and their labels: one input and one target per batch, and any loss that takes the target."
     run_valid = False
+    mixed = None # the labels of the batch, a `Target`; None if it is not mixed
+    labels = None # those that were mixed, None if the step is to be a plain one
+    _stateattrs = ("mixed", "labels") # are not pickled
     def __init__(self,
         mixer:Mixer, # the method
-        generator:torch.Generator|None=None, # source of randomness, on the device of the batches; torch's own state if not given
-    ): self.mixer, self.generator = mixer, generator
+        generator:torch.Generator|None=None, # source of randomness, where the batches are; None: torch's own state
+        start:float=0., # share of the training, in [0, 1), after which mixing begins
+        end:float=1., # and after which it ends, above `start`
+    ):
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"start, end: expected 0 <= start < end <= 1, got {start} and {end}")
+        self.mixer, self.generator, self.start, self.end = mixer, generator, start, end
+
+    def __call__(self, event_name):
+        "Whether `run` or not, the step is there: mixing may be switched on in the middle of a fit."
+        if event_name == "before_fit": self.learn._do_one_batch = partial(_step, self.learn)
+        if event_name == "after_fit": _step_as_before(self.learn)
+        if event_name in ("before_fit", "after_cancel_batch", "after_fit"): self.forget()
+        return super().__call__(event_name)
 
     def before_fit(self):
-        if isinstance(self.mixer, FeatureMixer): self.learn._do_one_batch = partial(_step_inside, self.learn, self)
+        "Errors: `TypeError` for a learner whose step is not fastai's."
+        if type(self.learn)._do_one_batch is not Learner._do_one_batch:
+            name = type(self.learn).__name__
+            raise TypeError(f"MixCallback: {name} has a step of its own; mix in it: x, target = mixer(x, y)")
 
-    def after_fit(self): vars(self.learn).pop("_do_one_batch", None)
+    def after_cancel_batch(self): "See `__call__`."
+    def forget(self):
+        "Keeps nothing of the batch."
+        self.mixed = self.labels = None
 
-    def before_batch(self):
-        if len(self.xb) != 1 or len(self.yb) != 1: raise ValueError(f"MixCallback: expected one input and one target, got {len(self.xb)} and {len(self.yb)}")
-        x, y = (t.as_subclass(Tensor) for t in (self.xb[0], self.yb[0])) # fastai's typed tensors mean nothing once mixed
-        self.learn.xb, self.learn.yb = (x,), (y,)
-        if isinstance(self.mixer, FeatureMixer): return
-        partner = self.learn.augment.view() if self.mixer.views > 1 else None
-        x, self.mixed = self.mixer(x, y, partner, self.generator)
-        self.learn.xb = (x,)
+# %% ../nbs/10_callback.ipynb #fe1bb932
+@patch
+def before_batch(self:MixCallback):
+    "Mixes, or leaves that to the step."
+    self.mixed = None
+    over = self.learn.pct_train + 1e-6 # it is a sum of many small steps
+    if over < self.start or self.end < 1 and over >= self.end: return
+    if len(self.xb) != 1 or len(self.yb) != 1:
+        raise ValueError(f"MixCallback: expected one input and one target, got {len(self.xb)} and {len(self.yb)}")
+    x, y = (t.as_subclass(Tensor) for t in (self.xb[0], self.yb[0])) # fastai's typed tensors mean nothing once mixed
+    self.learn.xb, self.learn.yb, self.labels = (x,), (y,), y
+    if self.mixer is None or isinstance(self.mixer, FeatureMixer): return
+    partner = self.learn.augment.view() if self.mixer.views > 1 else None
+    x, self.mixed = self.mixer(x, y, partner, self.generator)
+    self.learn.xb = (x,)
 
-    def after_pred(self):
-        if isinstance(self.mixer, FeatureMixer): self.mixed = self.mixing.target
-        self.labels, self.learn.yb = self.learn.yb, ()
+@patch
+def forward(self:MixCallback):
+    "The network's output, mixed inside where the mixer does that."
+    learn = self.learn
+    if not isinstance(self.mixer, FeatureMixer): return learn.model(*learn.xb)
+    with self.mixer.at(learn.model, *learn.xb, *learn.yb, self.generator) as mixing: pred = learn.model(*learn.xb)
+    self.mixed = mixing.target
+    return pred
 
-    def after_loss(self):
-        self.learn.yb = self.labels
-        self.learn.loss_grad = self.mixed.loss(self.loss_func, self.pred)
-        self.learn.loss = self.learn.loss_grad.clone()
+@patch
+def loss_of(self:MixCallback,
+    pred, # the network's output
+    y:Tensor, # labels
+) -> Tensor: # as the learner's loss reduces
+    "What is minimised: the learner's own loss against both labels."
+    if self.mixed is None: return self.learn.loss_func(pred, y)
+    target = self.mixed if y is self.labels else replace(self.mixed, y=y) # another callback may have changed the labels
+    return target.loss(self.learn.loss_func, pred)
 
-def _step_inside(learn, mix):
-    "The learner's own step; a training batch inside the context of the feature-level mixer of `mix`."
-    inside = learn.training and mix in learn.cbs
-    with mix.mixer.at(learn.model, learn.xb[0], learn.yb[0], mix.generator) if inside else nullcontext() as mix.mixing: type(learn)._do_one_batch(learn)
+# %% ../nbs/10_callback.ipynb #60696092
+def _step_as_before(learn):
+    "The step of the learner's class."
+    vars(learn).pop("_do_one_batch", None)
+    if "loss_grad" in vars(learn): learn.loss_grad = learn.loss_grad.detach() # the graph is not needed any more
+
+def _mixed_step(learn, mix):
+    "`Learner._do_one_batch`, mixed."
+    learn.pred = mix.forward()
+    learn("after_pred")
+    if len(learn.yb):
+        learn.loss_grad = mix.loss_of(learn.pred, *learn.yb)
+        learn.loss = learn.loss_grad.clone()
+    learn("after_loss")
+    if len(learn.yb): learn._do_grad_opt()
+
+def _step(learn):
+    "Takes a mixed batch by a mixed step, any other one by the plain one."
+    mixes = [cb for cb in learn.cbs if isinstance(cb, MixCallback)]
+    active = [cb for cb in mixes if learn.training and cb.labels is not None]
+    if not active:
+        for cb in mixes: cb.mixed = None
+        return type(learn)._do_one_batch(learn)
+    if len(active) > 1:
+        raise ValueError("MixCallback: two of them mixed one batch; give them other start and end, or take RandoMix")
+    try: _mixed_step(learn, active[0])
+    except BaseException:
+        active[0].forget()
+        raise
+    finally: active[0].labels = None

@@ -5,29 +5,33 @@
 # %% ../nbs/01b_classic.ipynb #3ef05c03
 from __future__ import annotations
 import torch
+from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
 from .base import Mixer, build, check_choice
 from .mix import Mix, Paste, beta, check_positive
 
 # %% auto #0
-__all__ = ['Mixup', 'CutMix', 'FMix', 'check_2d', 'SaliencyMix', 'check_range', 'GridMix', 'GMix', 'SmoothMix', 'ResizeMix',
-           'Cutout', 'same_class', 'IntraClass']
+__all__ = ['Mixup', 'CutMix', 'FMix', 'SaliencyMix', 'check_range', 'GridMix', 'GMix', 'SmoothMix', 'ResizeMix', 'Cutout',
+           'same_class', 'IntraClass']
 
 # %% ../nbs/01b_classic.ipynb #461ead6b
 class Mixup(Mixer):
-    "Weighted average of two images (Zhang et al. 2018, eq. 1)."
+    "Weighted average of two images, or of two table rows (Zhang et al. 2018, eq. 1)."
+    hard, axes = False, (0, 9)
     def mask(self, s, index, x, partner, generator): return masks.linear(s, x.shape[2:])
 
 # %% ../nbs/01b_classic.ipynb #8ea2059b
 class CutMix(Mixer):
     "A box of the partner pasted in place (Yun et al. 2019, eq. 1 and 2)."
+    hard = True
     def mask(self, s, index, x, partner, generator):
         return masks.box(s, x.shape[2:], masks.centres(len(s), x.shape[2:], x.device, generator))
 
 # %% ../nbs/01b_classic.ipynb #75f52492
 class FMix(Mixer):
     "Blobs from a thresholded low-frequency field (Harris et al. 2020, section 4)."
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         delta:float=3., # $\delta$, decay of the spectrum, eq. 4
@@ -36,11 +40,15 @@ class FMix(Mixer):
         max_soft:float=0., # widest ramp at the edge of a blob, as a share of the area, in [0, .5]
         reformulate:bool=False, # the sample's own label only, with shares from Beta($\alpha$ + 1, $\alpha$)
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         if not 0 <= max_soft <= .5: raise ValueError(f"max_soft: expected a share in [0, .5], got {max_soft}")
         self.delta, self.spectrum = check_positive("delta", delta), check_choice("spectrum", spectrum, masks.SPECTRA)
         self.exact, self.max_soft, self.reformulate = exact, max_soft, reformulate
+
+    @property
+    def hard(self): return self.max_soft == 0
 
     def share(self, n, x, generator): return beta(n, self.alpha, self.alpha + self.reformulate, x.device, generator)
 
@@ -53,17 +61,10 @@ class FMix(Mixer):
         return mix
 
 # %% ../nbs/01b_classic.ipynb #34059a83
-def check_2d(
-    name:str, # the mixer, for the message
-    x:Tensor, # must be (B, C, H, W)
-):
-    "Raise one clear line unless the batch holds images."
-    if x.ndim != 4 or min(x.shape[2:]) < 3: raise ValueError(f"{name}: needs images (B, C, H, W) of at least 3 x 3 pixels, got shape {tuple(x.shape)}")
-
 class SaliencyMix(Mixer):
     "CutMix's box around the partner's most salient pixel (Uddin et al. 2021, section 3)."
+    hard, axes = True, (2, 2)
     def mask(self, s, index, x, partner, generator):
-        check_2d("SaliencyMix", x)
         peak = masks.saliency_peak(partner.index_select(0, index))
         return masks.box(s, x.shape[2:], peak)
 
@@ -82,71 +83,79 @@ def check_range(
 
 class GridMix(Mixer):
     "Square holes of a lattice, filled by the partner (OpenMixup's `gridmix`, with n x n cells)."
+    hard, axes = True, (2, 2)
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$): the share of each cell to replace
         area:tuple=(.5, 1.), # range of the lattice's share of the image
         aspect:tuple=(.5, 2.), # range of its height : width, relative to the image's
         cells:tuple=(2, 6), # fewest and most cells along a side
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         self.area, self.aspect, self.cells = check_range("area", area, .01, 1), check_range("aspect", aspect, .01, 100), check_range("cells", cells, 1, 10_000)
 
     def mask(self, s, index, x, partner, generator):
-        check_2d("GridMix", x)
         rect, n = masks.lattice(len(s), self.area, self.aspect, self.cells, x.device, generator)
         return masks.grid(s, x.shape[2:], rect, n)
 
 # %% ../nbs/01b_classic.ipynb #fe2edbcd
 class GMix(Mixer):
     "A Gaussian bump of the partner (eq. 3 of the MiAMix paper)."
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         sigma:str="area", # "area": the bump has the area that is to be replaced; "printed": $\sigma = \sqrt{s} N$, $2\pi$ times as much
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         self.sigma = check_choice("sigma", sigma, masks.SIGMAS)
 
     def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], self.sigma, generator=generator)
 
 class SmoothMix(Mixer):
     "A Gaussian bump of random width (Lee et al. 2020, the circular mask)."
+    @delegates(Mixer.__init__, but=["alpha"])
     def __init__(self,
         spread:tuple=(.25, .5), # range of $\sigma / N$
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(per=per)
+        super().__init__(per=per, **kwargs)
         del self.alpha
         self.spread = check_range("spread", spread, 1e-3, 100)
 
     def share(self, n, x, generator): # the bump's volume on an endless canvas, which may exceed the image's
         low, high = self.spread
-        return (2 * torch.pi * (low + (high - low) * torch.rand(n, device=x.device, generator=generator)) ** 2) ** ((x.ndim - 2) / 2)
+        return (2 * torch.pi * (low + (high - low) * torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)) ** 2) ** ((x.ndim - 2) / 2)
 
     def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], generator=generator)
 
 # %% ../nbs/01b_classic.ipynb #48e662d1
 class ResizeMix(Mixer):
     "The whole partner, resized and pasted (Qin et al. 2020, eq. 2 and 3)."
+    hard, axes = True, (2, 2)
+    @delegates(Mixer.__init__, but=["alpha"])
     def __init__(self,
         low:float=.1, # smallest scale $\tau$
         high:float=.8, # largest scale $\tau$, at most 1
         mode:str="bilinear", # how to resize: "bilinear" or "nearest"; the paper does not say
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(per=per)
+        super().__init__(per=per, **kwargs)
         del self.alpha
         if not 0 < low <= high <= 1: raise ValueError(f"low, high: expected 0 < low <= high <= 1, got {low}, {high}")
         self.low, self.high, self.mode = low, high, check_choice("mode", mode, ("bilinear", "nearest"))
 
     def share(self, n, x, generator): # the share to replace is the square of the scale
-        return (self.low + (self.high - self.low) * torch.rand(n, device=x.device, generator=generator)) ** 2
+        return (self.low + (self.high - self.low) * torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)) ** 2
 
     def place(self, s:Tensor, x:Tensor, generator) -> Tensor: # (n, 4)
         "Boxes (top, left, height, width) in whole pixels, anywhere inside the image."
-        check_2d("ResizeMix", x)
-        u, size = torch.rand(2, len(s), device=x.device, generator=generator), masks.column(x.shape[2:], x.device)
+        u, size = torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator), masks.column(x.shape[2:], x.device)
         sides = (s.sqrt() * size).floor_().clamp_(min=1)
         return torch.cat([(u * (size - sides + 1)).floor_(), sides]).T
 
@@ -159,18 +168,21 @@ class ResizeMix(Mixer):
     def make(self, index, x, partner, generator):
         box = self.place(self.share(1 if self.per == "batch" else len(index), x, generator), x, generator)
         w, lam = self._boxes(box, x)
-        return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),))
+        return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),), True, "batch" if len(lam) == 1 else "sample")
 
     def compiles(self, device): return device.type != "cpu" # where PyTorch's own resampling is faster
 
 # %% ../nbs/01b_classic.ipynb #2a6f0e79
 class Cutout(Mixer):
     "A square set to zero, the label unchanged (DeVries & Taylor 2017)."
+    hard = True
+    @delegates(Mixer.__init__, but=["alpha"])
     def __init__(self,
         length:int=16, # side of the square in pixels, before clipping at the border
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(per=per)
+        super().__init__(per=per, **kwargs)
         del self.alpha
         self.length = check_positive("length", length)
 
@@ -180,8 +192,8 @@ class Cutout(Mixer):
 
     def make(self, index, x, partner, generator):
         n = 1 if self.per == "batch" else len(index)
-        w, lam = self.mask(torch.ones(n, device=x.device), index, x, partner, generator)
-        return Mix(index, w, torch.ones(len(index), device=x.device), (Paste(),))
+        w, lam = self.mask(torch.ones(n, dtype=torch.float32, device=x.device), index, x, partner, generator)
+        return Mix(index, w, torch.ones(len(index), dtype=torch.float32, device=x.device), (Paste(),), True, "batch")
 
 # %% ../nbs/01b_classic.ipynb #a725ccef
 def same_class(
@@ -203,13 +215,18 @@ class IntraClass(Mixer):
         mixer:Mixer|str="mixup", # the method, or its name
     ):
         self.mixer = build(mixer) if isinstance(mixer, str) else mixer
-        self.views = self.mixer.views
+        self.views, self.p = self.mixer.views, 1.
+        if getattr(self.mixer, "pairing", "any") != "any": raise ValueError(f"pairing: IntraClass pairs within classes, and its mixer by {self.mixer.pairing!r}; take one of them")
+
+    def settings(self): return {"mixer": self.mixer}
+    def check(self, x): self.mixer.check(x)
 
     def mask(self, *args): raise TypeError("IntraClass has no mask of its own; its mixer has")
     def make(self, *args): raise TypeError("IntraClass pairs by label, so it cannot be a candidate of another mixer; make it the outer one, e.g. IntraClass(RandoMix())")
 
-    def pair(self, x, generator, y=None):
+    def pair(self, x, generator, y=None, partner_y=None):
         if y is None: raise ValueError("IntraClass: pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
+        if partner_y is not None: raise ValueError("partner_y: IntraClass finds partners within the batch; leave it out")
         return same_class(y, generator)
 
     def chosen(self, generator=None): return self.mixer.chosen(generator)

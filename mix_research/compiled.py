@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
 import torch
-from .mix import Target, check_images, check_labels
+from .mix import check_images
+from .targets import Target, check_labels, may_have_places
 from .mixers import FeatureMixer, Mixer, build
 
 # %% auto #0
-__all__ = ['drawing_from', 'cpp_compiler', 'check_compiler', 'Compiled']
+__all__ = ['drawing_from', 'cpp_compiler', 'check_compiler', 'wants_gradients', 'Compiled']
 
 # %% ../nbs/06a_compiled.ipynb #dabd5f55
 @contextmanager
@@ -47,11 +48,15 @@ _SAME_DRAWS = dict(fallback_random=True, reorder_for_locality=False, reorder_for
 
 def _compile(mixer):
     def step(index, x, partner, out):
-        mix = mixer.make(index, x, x if partner is None else partner, None)
+        mix = mixer.drawn(index, x, x if partner is None else partner, None)
         mix.blend(x, partner, out)
         return mix.lam
     step = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__) # a code object of its own, by which the compiler counts
     return torch.compile(step, dynamic=False, options=_SAME_DRAWS)
+
+def wants_gradients(*tensors) -> bool:
+    "Does any of them need a gradient?"
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 class Compiled(Mixer, key=""):
     "A mixer that calls `torch.compile` on itself at its first batch. Images that need gradients are mixed as before."
@@ -68,23 +73,31 @@ class Compiled(Mixer, key=""):
     def __repr__(self): return f"Compiled({self.mixer!r})"
     def mask(self, *args): return self.mixer.mask(*args)
     def make(self, *args): return self.mixer.make(*args)
-    def pair(self, x, generator, y=None): return self.mixer.pair(x, generator, y)
+    def drawn(self, *args): return self.mixer.drawn(*args)
+    def pair(self, *args): return self.mixer.pair(*args)
+    def check(self, x): self.mixer.check(x)
     def chosen(self, generator=None): return self.mixer.chosen(generator)
 
-    def __call__(self, x, y, partner=None, generator=None, out=None):
+    def __call__(self, x, y, partner=None, generator=None, out=None, partner_y=None):
         check_images(x, partner, generator)
         check_labels(y, len(x))
-        index, mixer = self.pair(x, generator, y), self.chosen(generator)
-        make, kind = partial(mixer.make, index, x, x if partner is None else partner), (id(mixer), x.shape, x.dtype, x.device) # it may not be hashable
-        if not mixer.compiles(x.device) or torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, partner)):
-            mix = make(generator)
-            return mix.blend(x, partner, out), mix.target(y)
-        if id(mixer) not in self.steps:
-            check_compiler(x.device)
-            self.steps[id(mixer)] = _compile(mixer)
-        if kind not in self.seen:
-            make(torch.Generator(x.device)) # for its constants
-            self.seen.add(kind)
+        self.check(x)
+        index, mixer = self.pair(x, generator, y, partner_y), self.chosen(generator)
+        drawn = partial(mixer.drawn, index, x, x if partner is None else partner)
+        if not mixer.compiles(x.device) or may_have_places(y) or wants_gradients(x, partner):
+            mix = drawn(generator)
+            return mix.blend(x, partner, out), mix.target(y, partner_y)
+        self.prepare(mixer, x, drawn)
         if out is None: out = torch.empty_like(x)
         with drawing_from(generator, x.device): lam = self.steps[id(mixer)](index, x, partner, out)
-        return out, Target(y, index, lam)
+        return out, Target(y, index, lam, partner_y)
+
+    def prepare(self, mixer, x, drawn):
+        "Compiles the step of a mixer, and has the constants made that images of this kind need."
+        if id(mixer) not in self.steps: # it may not be hashable
+            check_compiler(x.device)
+            self.steps[id(mixer)] = _compile(mixer)
+        kind = (id(mixer), x.shape, x.dtype, x.device)
+        if kind in self.seen: return
+        drawn(torch.Generator(x.device))
+        self.seen.add(kind)

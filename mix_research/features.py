@@ -4,34 +4,76 @@
 
 # %% ../nbs/01c_features.ipynb #c7978c5c
 from __future__ import annotations
-import math
-from contextlib import contextmanager
+import copy, math, sys, weakref
+from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from . import masks
 from .base import Mixer, check_choice
 from .mix import Mix, Target, check_images, check_labels, host_generator
 
 # %% auto #0
-__all__ = ['find_places', 'Mixing', 'FeatureMixer', 'ManifoldMixup', 'blocks', 'PatchUp']
+__all__ = ['WRAPPERS', 'PARTS', 'unwrapped', 'modules_by_name', 'find_places', 'Mixing', 'first_tensor', 'with_first',
+           'parts_to_recompute', 'recomputed_part', 'PlaceHook', 'uncompiled', 'FeatureMixer', 'ManifoldMixup',
+           'blocks', 'PatchUp']
 
 # %% ../nbs/01c_features.ipynb #9cc29bcd
+# what DistributedDataParallel, torch.compile and checkpoint_wrapper call the module inside
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module")
+
+def unwrapped(
+    model:nn.Module, # a network
+) -> nn.Module:
+    "The network inside its wrappers."
+    children = dict(model.named_children())
+    if len(children) != 1: return model
+    (name, inner), = children.items()
+    return unwrapped(inner) if name in WRAPPERS else model
+
+def modules_by_name(
+    model:nn.Module, # a network
+) -> dict: # name -> module; names hold with and without wrappers
+    "All modules of a network, by every name that they have."
+    modules = {}
+    for root in (unwrapped(model), model):
+        for name, module in root.named_modules(remove_duplicate=False):
+            modules[name] = module
+            modules.setdefault(".".join(part for part in name.split(".") if part not in WRAPPERS[1:]), module)
+    return modules
+
+# %% ../nbs/01c_features.ipynb #e6643bec
 def find_places(
     model:nn.Module, # a network
-    places=None, # names of its modules, or a dict name -> module or name; "input" is the network's input; None: `model.places`
+    places=None, # names of modules ("input": the network's input), or a dict name -> module or name; None: its `places`
 ) -> dict: # name -> module whose output may be blended, None for the input
-    "Where a network may be mixed. Errors: no places are known, or no module has the name."
-    own = getattr(model, "places", {})
-    modules = {**dict(model.named_modules()), "input": None, **own}
-    known = list({"input": None, **(own or dict(model.named_children()))})
-    if not (places or own): raise ValueError(f"places: {type(model).__name__} has no attribute `places`; name some of its modules, e.g. places={tuple(known[:3])}")
-    places = (places if isinstance(places, dict) else {p: p for p in places}) if places else own
-    for p in places.values():
-        if isinstance(p, str) and p not in modules: raise ValueError(f"places: {type(model).__name__} has no module {p!r}; allowed: {', '.join(known)}, or any name in named_modules()")
-    return {k: modules[p] if isinstance(p, str) else p for k, p in places.items()}
+    "Where a network may be mixed. Errors: no places are known, no module has the name, or it is another network's."
+    inner = unwrapped(model)
+    own, kind = getattr(inner, "places", {}), type(inner).__name__
+    known = list({"input": None, **(own or dict(inner.named_children()))})
+    if not (places or own):
+        some = tuple(known[:3])
+        raise ValueError(f"places: {kind} has no attribute `places`; name some of its modules, e.g. places={some}")
+    found = places or own
+    if not isinstance(found, dict): found = {p: p for p in found}
+    if any(isinstance(p, str) for p in found.values()):
+        modules = {**modules_by_name(model), "input": None, **own}
+        for p in found.values():
+            if isinstance(p, str) and p not in modules:
+                allowed = f"{', '.join(known)}, or any name in named_modules()"
+                raise ValueError(f"places: {kind} has no module {p!r}; allowed: {allowed}")
+        found = {k: modules[p] if isinstance(p, str) else p for k, p in found.items()}
+    inside = set(model.modules())
+    for k, module in found.items():
+        if module is not None and module not in inside:
+            raise ValueError(f"places: the module given for {k!r} is not in this network (of a copy?); give a name")
+    return found
 
+# %% ../nbs/01c_features.ipynb #a8b4ff4d
 @dataclass
 class Mixing:
     "What a feature-level mixer did in a forward pass."
@@ -42,50 +84,221 @@ class Mixing:
     @property
     def target(self) -> Target:
         "The labels that belong to the blended features."
-        if self.mix is None: raise RuntimeError(f"place: the forward pass did not reach {self.place!r}; run the network inside `with mixer.at(...)`, or name other places")
+        if self.mix is None:
+            raise RuntimeError(f"place: the forward pass did not reach {self.place!r}; "
+                               "run the network inside `with mixer.at(...)`, or name other places")
         return self.mix.target(self.y)
 
+# %% ../nbs/01c_features.ipynb #88ada448
+def first_tensor(
+    values:dict, # key -> anything
+    wanted=None, # a tensor that is taken rather than the first one, if it is there
+): # a key; None if there is no tensor
+    "Which of some values is blended."
+    floats = [k for k, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    return next((k for k in floats if values[k] is wanted), floats[0] if floats else None)
+
+def with_first(
+    out, # what a module returns: a tensor, or a tuple, list or dict
+    blend, # tensor -> tensor
+    what:str="it", # whose output it is, for the message
+): # as `out`, which stays as it is
+    "The output with its first floating-point tensor blended. Errors: `TypeError` if there is none."
+    if isinstance(out, Tensor): return blend(out)
+    several = isinstance(out, (tuple, list, Mapping))
+    key = first_tensor(dict(out) if isinstance(out, Mapping) else dict(enumerate(out))) if several else None
+    if key is None:
+        got = type(out).__name__
+        raise TypeError(f"place: expected a tensor from {what}, or a tuple or dict with one, got {got}")
+    if isinstance(out, Mapping):
+        new = copy.copy(out)
+        new[key] = blend(out[key])
+        return new
+    items = [*out[:key], blend(out[key]), *out[key + 1:]]
+    return type(out)(*items) if hasattr(out, "_fields") else type(out)(items)
+
+# %% ../nbs/01c_features.ipynb #65c51d84
+def _stack():
+    "The frames that run, innermost first."
+    frame = sys._getframe().f_back
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+def _node(frame):
+    "The node of the autograd function whose method the frame is, None if it is not one."
+    if frame.f_code.co_varnames[:1] != ("ctx",): return None
+    ctx = frame.f_locals.get("ctx")
+    return ctx if isinstance(ctx, torch._C._FunctionBase) else None
+
+def _called(frame):
+    "What the other kind of checkpoint keeps of the call that the frame is, None if it is no such call."
+    generator = frame.f_locals.get("gen") if frame.f_code.co_filename == checkpoint.__file__ else None
+    return generator.gi_frame.f_locals.get("new_frame") if getattr(generator, "gi_frame", None) else None
+
+def _saving():
+    "The same of one that is no call but a pair of hooks of a module, the innermost."
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: None)(True)
+    if top is None or top[1].__module__ != checkpoint.__name__: return None
+    closed_over = dict(zip(top[1].__code__.co_freevars, top[1].__closure__ or ()))
+    return closed_over["frame"].cell_contents if "frame" in closed_over else None
+
+# %% ../nbs/01c_features.ipynb #5d1bd3fd
+PARTS = {"forward": _node, "checkpoint": _called} # name of a function on the stack -> finds the part that it runs
+
+def parts_to_recompute(
+    strict:bool=True, # say so if there is one that cannot be followed
+) -> list: # objects that live as long as a backward pass may need the part
+    "The checkpointed parts of a network that run now. Errors: `RuntimeError` if one would be recomputed without hooks."
+    parts, inside, compiled = [], False, False
+    for frame in _stack():
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        part = PARTS[name](frame) if name in PARTS else None
+        if part is not None: parts.append(part)
+        here = part is not None or name == "checkpoint" and file == checkpoint.__file__
+        if here and compiled and strict:
+            raise RuntimeError("place: lies in a compiled part inside a checkpointed one, which is recomputed without "
+                               "hooks; compile around the checkpoint")
+        inside, compiled = inside or here, compiled or name == "compile_wrapper"
+    part = _saving()
+    if part is not None and not any(p is part for p in parts): parts.append(part)
+    if inside and strict and torch.is_grad_enabled() and not parts:
+        raise RuntimeError(f"place: torch {torch.__version__} does not say what it recomputes; use_reentrant=True works")
+    return parts
+
+def recomputed_part():
+    "The innermost checkpointed part that a backward pass runs again now, None if none."
+    if torch._C._current_graph_task_id() == -1: return None
+    for frame in _stack():
+        code = frame.f_code
+        if code.co_filename == checkpoint.__file__ and code.co_name == "unpack_hook": return frame.f_locals.get("frame")
+        node = _node(frame) if code.co_name in ("backward", "vjp") else None
+        if node is not None: return node
+    return None
+
+# %% ../nbs/01c_features.ipynb #88657ba4
+class _Need:
+    "As long as somebody has one, the hook stays."
+
+def _leave(module, args, out): "The hook of a copy: changes nothing."
+def _no_hook(): return _leave
+
+class PlaceHook:
+    "Blends what passes a place: at the first visit in the context, and whenever a backward pass recomputes that visit."
+    def __init__(self, mixer, mixing:Mixing, x:Tensor, generator:torch.Generator|None):
+        self.mixer, self.mixing, self.x, self.generator = mixer, mixing, x, generator
+        self.open, self.key, self.run = True, None, None
+        self.around, self.outside = recomputed_part(), {id(part) for part in parts_to_recompute(strict=False)}
+
+    def __reduce__(self): return _no_hook, () # for copies and pickles
+
+    def enter(self,
+        module:nn.Module|None, # the place, None for the network's input
+        model:nn.Module, # the network
+    ) -> _Need: # when it is gone, the hook is
+        "From now on what passes the place is blended."
+        self.at_input = module is None
+        if self.at_input: handle = model.register_forward_pre_hook(self, with_kwargs=True)
+        else: handle = module.register_forward_hook(self)
+        need = _Need()
+        self.need = weakref.ref(need)
+        weakref.finalize(need, handle.remove).atexit = False
+        return need
+
+    def leave(self):
+        "The context is over: from now on only what is recomputed is blended."
+        self.open, self.x, self.around = False, None, None
+        self.outside = set()
+
+    def due(self) -> bool:
+        "Is this visit the first one, or its recomputation?"
+        part = recomputed_part()
+        if self.open and self.mixing.mix is None: return part is self.around
+        run = torch._C._current_graph_task_id(), id(part)
+        if run == self.run or not any(need is self.need() for need in getattr(part, "mixing_needs", ())): return False
+        self.run = run
+        return True
+
+# %% ../nbs/01c_features.ipynb #00c81048
+@patch
+def __call__(self:PlaceHook, module, args, last):
+    "A forward hook, whose third argument is the output, or a forward pre-hook, whose third argument are the keywords."
+    if not self.due(): return None
+    what = f"{self.mixing.place!r} ({type(module).__name__})"
+    if not self.at_input: return with_first(last, self.blend, what)
+    values = {**dict(enumerate(args)), **last}
+    if self.key is None: self.key = first_tensor(values, self.x)
+    if self.key is None:
+        raise TypeError(f"place: expected floating-point images among the inputs of {what}; name another place")
+    values[self.key] = self.blend(values[self.key])
+    return tuple(values[i] for i in range(len(args))), {k: values[k] for k in last}
+
+@patch
+def blend(self:PlaceHook,
+    f:Tensor, # features, (B, D) or (B, C, *S)
+) -> Tensor: # as `f`
+    "Draws if nothing is drawn yet, and blends."
+    mixing = self.mixing
+    if f.ndim == 0 or len(f) != len(mixing.y):
+        got, n = tuple(f.shape), len(mixing.y)
+        raise ValueError(f"place: {mixing.place!r} gives {got} for {n} labels; expected the batch first, and whole")
+    v = f[..., None] if f.ndim == 2 else f # a vector per image, as a map of one position
+    first = mixing.mix is None
+    if first or self.generator is None:
+        with torch.no_grad(): mix = self.mixer.draw(v, generator=self.generator, y=mixing.y)
+    if first: mixing.mix = mix
+    for part in parts_to_recompute(strict=first):
+        if id(part) not in self.outside: part.mixing_needs = [*getattr(part, "mixing_needs", ()), self.need()]
+    return mixing.mix.blend(v).view_as(f)
+
 # %% ../nbs/01c_features.ipynb #dee0d776
+def uncompiled():
+    "Inside, compiled code runs as it is written, hooks included."
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo.eval_frame" in sys.modules else nullcontext()
+
 class FeatureMixer(Mixer, key=""):
-    "A method that mixes at one of a network's places, drawn per batch. `draw` takes the feature map there, `at` finds it."
+    "A method that mixes at one of a network's places, drawn per batch. `draw` takes the map there, `at` finds it."
     def __init__(self,
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
         places=None, # where, as in `find_places`; None: the network's own `places`
         per:str="sample", # one draw per "sample" or per "batch"
+        **common, # other options of every mixer
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **common)
         self.places = places
 
     def _outside(self, *args, **kwargs):
-        raise TypeError(f"{type(self).__name__} mixes inside a network, not images: with mixer.at(model, x, y) as mixing: logits = model(x)")
-    __call__ = make = _outside
+        raise TypeError(f"{type(self).__name__} mixes inside a network, not images: "
+                        "with mixer.at(model, x, y) as mixing: logits = model(x)")
+    __call__ = drawn = _outside
 
     def draw(self, x, partner=None, generator=None, y=None):
         check_images(x, partner, generator)
-        return super().make(self.pair(x, generator, y), x, x if partner is None else partner, generator)
+        return super().drawn(self.pair(x, generator, y), x, x if partner is None else partner, generator)
 
     @contextmanager
     def at(self,
         model:nn.Module, # the network, about to run once
         x:Tensor, # its input, (B, ...)
-        y:Tensor, # labels, (B,) integers or (B, K) floats
+        y:Tensor, # labels, (B, ...)
         generator:torch.Generator|None=None, # source of randomness, on the device of `x`
     ): # a `Mixing`, whose `target` is known after the forward pass
         "A context in which `model(x)` blends at a place drawn now."
         check_labels(y, len(x))
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError("model: DataParallel splits a batch and parts partners; use DistributedDataParallel")
         places = find_places(model, self.places)
         name = list(places)[int(torch.randint(len(places), (), generator=host_generator(generator)))]
         mixing = Mixing(name, y)
-        def blend(f):
-            handle.remove() # once
-            v = f[..., None] if f.ndim == 2 else f # a vector per image, as a map of one position
-            mixing.mix = self.draw(v, generator=generator, y=y)
-            return mixing.mix.blend(v).view_as(f)
-        if places[name] is None: handle = model.register_forward_pre_hook(lambda module, args: (blend(args[0]), *args[1:]))
-        else: handle = places[name].register_forward_hook(lambda module, args, out: blend(out))
-        try: yield mixing
-        finally: handle.remove()
+        hook = PlaceHook(self, mixing, x, generator)
+        need = hook.enter(places[name], model)
+        with uncompiled():
+            try: yield mixing
+            finally:
+                need = None
+                hook.leave()
 
+# %% ../nbs/01c_features.ipynb #a88868ae
 class ManifoldMixup(FeatureMixer, key="manifold_mixup"):
     "Mixup of hidden representations (Verma et al. 2019)."
     def mask(self, s, index, x, partner, generator): return masks.linear(s, x.shape[2:])
@@ -106,6 +319,7 @@ def blocks(
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[d - 1]
     return pool(torch.lt(u, centre, out=torch.empty_like(u)), b, stride=1, padding=b // 2)
 
+# %% ../nbs/01c_features.ipynb #5e723b7d
 class PatchUp(FeatureMixer):
     "Blocks of a feature map swapped or blended with the partner's (Faramarzi et al. 2020)."
     def __init__(self,
@@ -115,18 +329,22 @@ class PatchUp(FeatureMixer):
         gamma:float=.5, # $\gamma$, share of the features to alter
         block_size:int=7, # $b$, side of a block, odd
         places=None, # where, as in `find_places`
-        per:str="sample", # one draw per "sample", or per "batch" as in the authors' code; channels have blocks of their own either way
+        per:str="sample", # one draw per "sample", or per "batch" as in the authors' code; blocks differ by channel
+        **common, # other options of every mixer
     ):
-        super().__init__(alpha, places, per)
+        super().__init__(alpha, places, per, **common)
         self.kind = check_choice("kind", kind, ("hard", "soft"))
         for k, v in dict(patchup_prob=patchup_prob, gamma=gamma).items():
             if not 0 <= v <= 1: raise ValueError(f"{k}: expected a number in [0, 1], got {v}")
-        if block_size < 1 or block_size % 2 == 0: raise ValueError(f"block_size: expected an odd number of pixels > 0, got {block_size}")
+        if block_size < 1 or block_size % 2 == 0:
+            raise ValueError(f"block_size: expected an odd number of pixels > 0, got {block_size}")
         self.patchup_prob, self.gamma, self.block_size = patchup_prob, gamma, block_size
 
-    def share(self, n, x, generator): return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, device=x.device)
+    def share(self, n, x, generator):
+        return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, device=x.device)
 
     def mask(self, s, index, x, partner, generator):
         on = (torch.rand(len(s), device=x.device, generator=generator) < self.patchup_prob).float() * s
-        w = 1 - blocks(len(s), tuple(x.shape[1:]), self.gamma, self.block_size, x.device, generator) * on.view(-1, *[1] * (x.ndim - 1))
+        inside = blocks(len(s), tuple(x.shape[1:]), self.gamma, self.block_size, x.device, generator)
+        w = 1 - inside * on.view(-1, *[1] * (x.ndim - 1))
         return w, w.flatten(1).mean(1)

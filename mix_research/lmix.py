@@ -5,6 +5,7 @@
 # %% ../nbs/05_lmix.ipynb #3fb7d96d
 from __future__ import annotations
 import torch
+from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
 from .mix import check_positive
@@ -33,7 +34,8 @@ def lmix_field(
 # %% ../nbs/05_lmix.ipynb #aa399531
 class LMix(Mixer):
     "A mask from the image's spectrum under a random high-pass filter (LMix, eq. 3 to 6)."
-    sees_x = True
+    sees_x, hard = True, True
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         delta:float=3., # $\delta$, attenuation of the noise
@@ -42,12 +44,13 @@ class LMix(Mixer):
         of:str="sample", # whose grey image: "sample" or "partner"; the paper does not say
         exact:bool=True, # exact number of kept positions, by sorting; else off by less than .001 of the area in the mean, and faster; the label is exact either way
         per:str="sample", # one share per "sample" or per "batch"; the field is the image's own either way
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         self.delta, self.k = check_positive("delta", delta), check_positive("k", k)
         self.source, self.of, self.exact = check_choice("source", source, SOURCES), check_choice("of", of, ("sample", "partner")), exact
 
     def mask(self, s, index, x, partner, generator):
         grey = masks.grey(partner.index_select(0, index) if self.of == "partner" else x)
-        z = torch.randn(masks.noise_shape(len(grey), grey.shape[1:], delta=self.delta), device=x.device, generator=generator)
+        z = torch.randn(masks.noise_shape(len(grey), grey.shape[1:], delta=self.delta), dtype=torch.float32, device=x.device, generator=generator)
         return masks.keep_top(lmix_field(grey, z, self.delta, self.k, self.source), s.expand(len(grey)), self.exact, generator=generator)

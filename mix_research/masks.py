@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SPECTRA', 'BINS', 'SIGMAS', 'linear', 'remembered', 'column', 'between', 'intervals', 'outer', 'points', 'centres',
-           'box', 'decay', 'lowest', 'from_lowest', 'to_lowest', 'noise_shape', 'fourier_field', 'top_level',
+__all__ = ['REMEMBERED', 'SPECTRA', 'BINS', 'SIGMAS', 'linear', 'remembered', 'column', 'between', 'intervals', 'outer', 'points',
+           'centres', 'box', 'decay', 'lowest', 'from_lowest', 'to_lowest', 'noise_shape', 'fourier_field', 'top_level',
            'top_count', 'keep_top', 'fourier', 'lattice', 'grid', 'ellipse', 'gaussian', 'rotate_shear', 'smooth',
            'grey', 'spectral_residual', 'saliency_peak']
 
@@ -26,15 +26,25 @@ def linear(
     return lam.view(-1, *[1] * (1 + len(size))), lam
 
 # %% ../nbs/01_masks.ipynb #398e2102
+REMEMBERED = 2**20 # bytes that each function remembers, besides its last result
+
+def _bytes(made): return sum(t.nbytes for t in (made if isinstance(made, (list, tuple)) else [made]))
+
 def remembered(
     f, # makes tensors of hashable positional arguments
 ):
-    "`f`, once for all its calls with the same arguments. A plain dict: what lies in it the compiler takes as given."
+    "`f`, once for its latest calls with the same arguments. A plain dict: what lies in it the compiler takes as given."
     made = {}
+    def make_room():
+        while made and sum(_bytes(v) for v in made.values()) > REMEMBERED: made.pop(next(iter(made)), None)
     @wraps(f)
     def found(*args):
-        if args not in made: made[args] = f(*args)
-        return made[args]
+        if args in made: return made[args]
+        new = f(*args)
+        if not torch.compiler.is_compiling(): make_room()
+        made[args] = new
+        return new
+    found.made = made
     return found
 
 @remembered
@@ -54,7 +64,7 @@ def between(
 
 @remembered
 def _pixels(size:tuple, device) -> Tensor: # centres of the pixels along each axis, (d, 1, max S); a shorter axis ends in inf
-    at = torch.arange(max(size), device=device) + .5
+    at = torch.arange(max(size), dtype=torch.float32, device=device) + .5
     return torch.where(at < column(size, device), at, torch.inf)[:, None]
 
 def intervals(
@@ -80,7 +90,7 @@ def points(
     device=None, generator:torch.Generator|None=None,
 ) -> Tensor: # (n, d) float32, in pixels
     "Points drawn uniformly from an image."
-    return (torch.rand(len(size), n, device=device, generator=generator) * column(size, device)).T
+    return (torch.rand(len(size), n, dtype=torch.float32, device=device, generator=generator) * column(size, device)).T
 
 def centres(
     n:int, # how many
@@ -110,9 +120,9 @@ def decay(
     low:tuple|None=None, # how many frequencies to keep along each axis, the lowest; None: all of the half spectrum
 ) -> Tensor: # scale of each frequency of the half spectrum, of shape `low` or (*S[:-1], S[-1] // 2 + 1)
     "$\\max(f, 1/\\max S)^{-\\delta}$; the lower bound stands in for $f = 0$."
-    f2, low = torch.zeros(()), low or (*size[:-1], size[-1] // 2 + 1)
+    f2, low = torch.zeros((), dtype=torch.float32), low or (*size[:-1], size[-1] // 2 + 1)
     for i, (n, k) in enumerate(zip(size, low)):
-        f = (torch.arange(k) if i == len(size) - 1 else torch.fft.fftfreq(k, 1 / k)) / n
+        f = (torch.arange(k, dtype=torch.float32) if i == len(size) - 1 else torch.fft.fftfreq(k, 1 / k, dtype=torch.float32)) / n
         f2 = f2 + f.view(*[-1 if i == j else 1 for j in range(len(size))]) ** 2
     return f2.sqrt_().clamp_(min=1 / max(size)).pow_(-delta).to(device)
 
@@ -130,8 +140,8 @@ def lowest(
 
 @remembered
 def _waves(size:tuple, low:tuple, device): # inverse transform of the frequencies `low` along each axis: (n, k) complex, at last (2 k, n) real
-    rows = [torch.fft.ifft(torch.eye(n))[:, torch.fft.fftfreq(k, 1 / k).long()] for n, k in zip(size[:-1], low)]
-    last = torch.fft.irfft(torch.view_as_complex(torch.eye(2 * low[-1]).view(-1, low[-1], 2)), n=size[-1])
+    rows = [torch.fft.ifft(torch.eye(n, dtype=torch.float32))[:, torch.fft.fftfreq(k, 1 / k).long()] for n, k in zip(size[:-1], low)]
+    last = torch.fft.irfft(torch.view_as_complex(torch.eye(2 * low[-1], dtype=torch.float32).view(-1, low[-1], 2)), n=size[-1])
     return [m.to(device) for m in (*rows, last)]
 
 def from_lowest(
@@ -196,7 +206,7 @@ def top_level(
     low, high = some.amin(1, keepdim=True), some.amax(1, keepdim=True)
     width = ((high - low) / (BINS - .5)).clamp_(min=1e-30)
     bins = (some - low).div_(width).long()
-    count = torch.zeros(len(bins), BINS + 1, device=field.device)
+    count = torch.zeros(len(bins), BINS + 1, dtype=torch.float32, device=field.device)
     count[:, 1:].scatter_add_(1, bins, count.new_ones(1).expand_as(bins))
     below, rank = count.cumsum_(1), share * some.shape[1] # below[:, j]: how many positions lie in lower bins than j
     j = torch.searchsorted(below, rank).clamp_(1, BINS) # the cut lies in bin j - 1 ...
@@ -230,7 +240,7 @@ def keep_top(
     flat = field.flatten(1)
     B, N = flat.shape
     if exact or max_soft:
-        up = torch.rand(B, device=s.device, generator=generator) < .5
+        up = torch.rand(B, dtype=torch.float32, device=s.device, generator=generator) < .5
         keep = torch.where(up, (N * (1 - s)).ceil(), (N * (1 - s)).floor())
         soft = (N * torch.minimum(s, 1 - s).clamp(max=max_soft)).floor()
         w, lam = top_count(flat, keep[:, None], soft[:, None])
@@ -246,7 +256,7 @@ def fourier(
     generator:torch.Generator|None=None, # source of randomness
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
     "FMix's mask: the highest part of a smooth random field (eq. 4 to 6)."
-    z = torch.randn(noise_shape(len(s), size, spectrum, delta), device=s.device, generator=generator)
+    z = torch.randn(noise_shape(len(s), size, spectrum, delta), dtype=torch.float32, device=s.device, generator=generator)
     return keep_top(fourier_field(z, size, delta, spectrum), s, exact, max_soft, generator)
 
 # %% ../nbs/01_masks.ipynb #1833a38a
@@ -257,7 +267,7 @@ def lattice(
     device=None, generator:torch.Generator|None=None,
 ) -> tuple[Tensor, Tensor]: # top, left, height, width of the rectangle as shares of the image, (4, n); cells along a side, (n,)
     "Draws the rectangles that `grid` cuts into cells."
-    u = torch.rand(5, n, device=device, generator=generator)
+    u = torch.rand(5, n, dtype=torch.float32, device=device, generator=generator)
     a, r, k = between(u[:3], (area, aspect, (cells[0], cells[1] + 1)))
     sides = torch.stack([a * r, a / r]).sqrt_().clamp_(max=1)
     return torch.cat([u[3:] * (1 - sides), sides]), k.floor_()
@@ -362,7 +372,7 @@ def spectral_residual(
     log = spectrum.abs().clamp_(min=1e-12).log_()
     residual = (log - _filtered(log, log.new_full((3,), 1 / 3))).exp_()
     saliency = torch.fft.ifft2(torch.polar(residual, spectrum.angle())).abs()
-    blur = torch.exp(-torch.arange(-2, 3, device=x.device) ** 2 / (2 * 8.**2))
+    blur = torch.exp(-torch.arange(-2, 3, dtype=torch.float32, device=x.device) ** 2 / (2 * 8.**2))
     saliency = _filtered(saliency, blur / blur.sum()) ** 2
     saliency = F.interpolate(saliency[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return saliency / saliency.amax((1, 2), keepdim=True).clamp_(min=1e-12)

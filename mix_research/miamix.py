@@ -6,11 +6,12 @@
 from __future__ import annotations
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
-from .mix import Mix
+from .mix import Mix, in_double
 from .base import MIXERS, Mixer, check_choice
-from .classic import FMix, GMix, check_2d, check_range
+from .classic import FMix, GMix, check_range
 from .randomix import build_candidates, check_weights
 
 # %% auto #0
@@ -19,20 +20,22 @@ __all__ = ['AGMix', 'check_layers', 'check_share', 'check_layer_numbers', 'MiAMi
 # %% ../nbs/04_miamix.ipynb #ce35d9f9
 class AGMix(GMix):
     "A Gaussian bump of random shape (MiAMix, section 3.1)."
+    axes = (2, 2)
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         q:tuple=(-1., 1.), # range of $q$, the correlation
         theta:tuple=(0., 360.), # range of $\theta$, degrees; the paper does not give it
         sigma:str="area", # "area": the bump has the area that is to be replaced; "printed": $\sigma = \sqrt{s} N$, $2\pi$ times as much
         per:str="sample", # one draw per "sample" or per "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, sigma, per)
+        super().__init__(alpha, sigma, per, **kwargs)
         self.q, self.theta = check_range("q", q, -1, 1), check_range("theta", theta, -360, 360)
 
     def mask(self, s, index, x, partner, generator):
-        check_2d("AGMix", x)
         centre = masks.points(len(s), x.shape[2:], x.device, generator)
-        q, theta = masks.between(torch.rand(2, len(s), device=x.device, generator=generator).to(s.dtype), (self.q, self.theta))
+        q, theta = masks.between(torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator).to(s.dtype), (self.q, self.theta))
         return masks.gaussian(s, x.shape[2:], self.sigma, q, theta.deg2rad_(), centre)
 
 # %% ../nbs/04_miamix.ipynb #96c4abb1
@@ -41,6 +44,7 @@ def check_layers(
 ) -> list: # the same
     "Raise one clear line unless every candidate is a mask and nothing else."
     for c in candidates:
+        if c.p < 1: raise ValueError(f"candidates: {type(c).__name__}(p={c.p}) leaves samples out, and a layer is either drawn or not; give p to MiAMix itself")
         if getattr(c, "reformulate", False): raise ValueError("candidates: FMix(reformulate=True) sets labels, MiAMix takes them from the merged mask; use FMix()")
         if type(c).make is not Mixer.make and not isinstance(c, FMix):
             allowed = sorted(n for n, m in MIXERS.items() if m.make in (Mixer.make, FMix.make))
@@ -68,6 +72,7 @@ class MiAMix(Mixer):
     "Several mixing methods layered for every sample (MiAMix, algorithm 1)."
     views = 2
 
+    @delegates(Mixer.__init__, but=["per"])
     def __init__(self,
         alpha:float=1., # $\alpha$ of the Dirichlet distribution of the shares, eq. 9
         k_max=2, # $k_{max}$, most layers, k uniform in 1..k_max; or a tuple of the k to draw from
@@ -83,8 +88,9 @@ class MiAMix(Mixer):
         merge:str="mul", # "mul": masks are multiplied, eq. 10; "sum": replaced shares add up, eq. 11
         label:str="merged", # $\lambda$ is the mean of the "merged" mask, eq. 12, or what was "drawn"
         share:str="replaced", # $s_j$ is what mask j replaces ("replaced") or what it keeps ("kept")
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha)
+        super().__init__(alpha, **kwargs)
         del self.per
         self.k_max = check_layer_numbers(k_max)
         self.candidates = check_layers(build_candidates(candidates))
@@ -94,6 +100,10 @@ class MiAMix(Mixer):
         self.augmented = tuple(check_choice("augmented", n, sorted(MIXERS)) for n in augmented)
         self.merge, self.label = check_choice("merge", merge, ("mul", "sum")), check_choice("label", label, ("merged", "drawn"))
         self.share = check_choice("share", share, ("replaced", "kept"))
+
+    def check(self, x):
+        if self.p_aug and x.ndim != 4: raise ValueError(f"MiAMix with p_aug > 0: needs images (B, C, H, W), got shape {tuple(x.shape)}")
+        for candidate in self.candidates: candidate.check(x)
 
     def mask(self, s, index, x, partner, generator): raise TypeError("MiAMix has no mask for one share; its stages have many")
 
@@ -110,12 +120,13 @@ class MiAMix(Mixer):
 def pair(self:MiAMix,
     x:Tensor, # images, for their number and device
     generator:torch.Generator|None=None, # source of randomness
-    y:Tensor|None=None, # not needed
+    y:Tensor|None=None, partner_y:Tensor|None=None, # labels, for a `pairing` that needs them
 ) -> Tensor: # partner of each sample, (B,)
-    "Stage 1: itself with probability `p_self`, else one of the others."
-    u = torch.rand(2, len(x), device=x.device, generator=generator)
+    "Stage 1: itself with probability `p_self`, else one of the others, or what `pairing` says."
+    u, own = torch.rand(2, len(x), dtype=torch.float32, device=x.device, generator=generator), torch.arange(len(x), device=x.device)
+    if self.pairing != "any": return torch.where(u[0] >= self.p_self, Mixer.pair(self, x, generator, y, partner_y), own)
     step = ((u[1] * (len(x) - 1)).floor_() + 1) * (u[0] >= self.p_self) # how far round the batch
-    return (torch.arange(len(x), device=x.device) + step.long()) % len(x)
+    return (own + step.long()) % len(x)
 
 # %% ../nbs/04_miamix.ipynb #05037558
 @patch
@@ -134,11 +145,14 @@ def shares(self:MiAMix,
 ) -> Tensor: # $s_j$, (B, k_max) float32; 0 for layers not used
     "Stage 2: the shares of the layers, from a Dirichlet distribution (eq. 9)."
     n = max(self.k_max)
-    concentration = torch.full((len(k), n + 1), self.alpha, dtype=torch.float64, device=k.device)
-    concentration[:, n].mul_(k)
-    gamma = torch._standard_gamma(concentration, generator)
-    gamma[:, :n].mul_(torch.arange(n, device=k.device) < k[:, None]) # what is left of a Dirichlet is a Dirichlet
-    return (gamma[:, :n] / gamma.sum(1, keepdim=True)).float()
+    def draw(device, generator):
+        layers = k.to(device)
+        concentration = torch.full((len(k), n + 1), self.alpha, dtype=torch.float64, device=device)
+        concentration[:, n].mul_(layers)
+        gamma = torch._standard_gamma(concentration, generator)
+        gamma[:, :n].mul_(torch.arange(n, device=device) < layers[:, None]) # what is left of a Dirichlet is a Dirichlet
+        return (gamma[:, :n] / gamma.sum(1, keepdim=True)).float()
+    return in_double(draw, k.device, generator)
 
 # %% ../nbs/04_miamix.ipynb #5799cb5d
 @patch
@@ -190,20 +204,20 @@ def altered(self:MiAMix,
     "Stage 5: which masks are augmented."
     classes = tuple(MIXERS[n] for n in self.augmented)
     able = masks.column((*(isinstance(c, classes) for c in self.candidates), False), chosen.device)[chosen, 0] > 0 # -1: the last
-    u = torch.rand(2, *chosen.shape, device=chosen.device, generator=generator)
+    u = torch.rand(2, *chosen.shape, dtype=torch.float32, device=chosen.device, generator=generator)
     return able & (u[0] < self.p_aug), able & (u[1] < self.p_smooth)
 
 @patch
 def turn(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: # (n, 1, H, W), as `w`
     "Stage 5: rotates and shears masks (n, 1, H, W) at random."
-    u = torch.rand(2, len(w), device=w.device, generator=generator) * 2 - 1
+    u = torch.rand(2, len(w), dtype=torch.float32, device=w.device, generator=generator) * 2 - 1
     return masks.rotate_shear(w, (u[0] * self.rotation).deg2rad_(), u[1] * self.shear)
 
 @patch
 def smooth(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: # (n, 1, *S), as `w`
     "Stage 5: smooths masks (n, 1, *S) over windows of 3, 5, ... positions."
     widths = max((int(self.window * min(w.shape[2:])) - 1) // 2, 1) # how many there are to choose from
-    return masks.smooth(w, (torch.rand(len(w), device=w.device, generator=generator) * widths).floor_() * 2 + 3)
+    return masks.smooth(w, (torch.rand(len(w), dtype=torch.float32, device=w.device, generator=generator) * widths).floor_() * 2 + 3)
 
 @patch
 def augment(self:MiAMix,
@@ -246,7 +260,6 @@ def ratio(self:MiAMix,
 @patch
 def make(self:MiAMix, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
     "Stages 2 to 7 for the samples whose partners are `index`."
-    if self.p_aug: check_2d("MiAMix with p_aug > 0", x)
     k = self.layers(len(index), generator, x.device)
     s = self.shares(k, generator)
     chosen = self.methods(k, generator)

@@ -4,15 +4,17 @@
 
 # %% ../nbs/00_mix.ipynb #79b4ce15
 from __future__ import annotations
-import hashlib, inspect
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from fastcore.basics import patch
+from torch import Tensor
+from .targets import Target, check_labels, has_values
 
 # %% auto #0
-__all__ = ['check_images', 'check_labels', 'check_positive', 'beta', 'host_generator', 'to_device', 'per_sample_loss', 'Target',
-           'one_hot', 'paste_into', 'Paste', 'Mix']
+__all__ = ['check_images', 'check_positive', 'host_generator', 'to_device', 'in_double', 'has_float64', 'beta', 'paste_into',
+           'labels_into', 'Paste', 'Mix']
 
 # %% ../nbs/00_mix.ipynb #50cb9a6b
 def check_images(
@@ -22,7 +24,7 @@ def check_images(
 ):
     "Raise one clear line unless `x`, `partner` and `generator` can be mixed."
     if not isinstance(x, Tensor): raise TypeError(f"x: expected a tensor (B, C, *S), got {type(x).__name__}")
-    if x.ndim < 3 or 0 in x.shape: raise ValueError(f"x: expected (B, C, *S), nothing empty, got shape {tuple(x.shape)}")
+    if x.ndim < 2 or 0 in x.shape: raise ValueError(f"x: expected (B, C, *S), nothing empty, got shape {tuple(x.shape)}")
     if not x.is_floating_point(): raise TypeError(f"x: expected floating-point images, got {x.dtype}; convert first, e.g. x.float() / 255")
     if partner is not None and (partner.shape != x.shape or partner.dtype != x.dtype):
         raise ValueError(f"partner: expected {tuple(x.shape)} {x.dtype} like x, got {tuple(partner.shape)} {partner.dtype}")
@@ -30,15 +32,6 @@ def check_images(
         raise ValueError(f"generator: lives on {generator.device.type}, x on {x.device.type}; use torch.Generator('{x.device.type}')")
 
 # %% ../nbs/00_mix.ipynb #69fff366
-def check_labels(
-    y:Tensor, # labels: (B,) integer classes, or (B, K) floating point (soft or multi-label)
-    n:int, # B, the number of images
-):
-    "Raise one clear line unless `y` labels `n` images."
-    if len(y) != n: raise ValueError(f"y: expected one label per image, got {len(y)} labels for {n} images")
-    if y.is_floating_point() != (y.ndim == 2) or y.ndim > 2 or y.dtype == torch.bool:
-        raise ValueError(f"y: expected (B,) integers or (B, K) floats, got {tuple(y.shape)} {y.dtype}")
-
 def check_positive(
     name:str, # the argument's name, for the message
     value:float, # must be finite and > 0
@@ -46,21 +39,6 @@ def check_positive(
     "Raise one clear line unless `value` is a finite number above zero."
     if not 0 < value < float("inf"): raise ValueError(f"{name}: expected a finite number > 0, got {value}")
     return value
-
-# %% ../nbs/00_mix.ipynb #0de5224e
-def beta(
-    n:int, # how many
-    a:float=1., # $\alpha$, first parameter
-    b:float|None=None, # second parameter; `a` if not given
-    device=None, # where the result lives
-    generator:torch.Generator|None=None, # source of randomness
-) -> Tensor: # (n,) float32 in [0, 1]
-    "Draws from Beta(a, b), without leaving the device."
-    b = a if b is None else b
-    if a == b == 1: return torch.rand(n, device=device, generator=generator)
-    concentration = torch.full((n, 2), b, dtype=torch.float64, device=device)
-    concentration[:, 0] = a
-    return torch._sample_dirichlet(concentration, generator)[:, 0].float()
 
 # %% ../nbs/00_mix.ipynb #d534041f
 def host_generator(
@@ -77,70 +55,38 @@ def to_device(
     device, # where it is needed
 ) -> Tensor:
     "Copies without waiting for what the device still has to do."
-    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
+    return t.pin_memory().to(device, non_blocking=True) if torch.device(device or "cpu").type == "cuda" else t.to(device)
 
-# %% ../nbs/00_mix.ipynb #3525210f
-def per_sample_loss(
-    loss_func, # loss_func(pred, y) -> scalar or (B, ...)
-    pred:Tensor, # model output, (B, ...)
-    y:Tensor, # labels, (B,) or (B, K)
-) -> Tensor: # (B, ...), unreduced
-    "The loss of each sample by a loss of any kind; `loss_func` itself is left as it was."
-    if hasattr(loss_func, "reduction"):
-        reduction = loss_func.reduction
-        try:
-            loss_func.reduction = "none"
-            return loss_func(pred, y)
-        finally: loss_func.reduction = reduction
-    if not isinstance(loss_func, nn.Module) and "reduction" in inspect.signature(loss_func).parameters:
-        return loss_func(pred, y, reduction="none")
-    loss = loss_func(pred, y)
-    if loss.ndim and len(loss) == len(y): return loss
-    return torch.func.vmap(lambda p, t: loss_func(p[None], t[None]), randomness="different")(pred, y)
+# %% ../nbs/00_mix.ipynb #0de5224e
+def in_double(
+    draw, # (device, generator) -> tensor
+    device, # where the result is wanted
+    generator:torch.Generator|None=None, # source of randomness
+) -> Tensor:
+    "A draw in double precision; on the host where the device has none, as Apple's."
+    if has_float64(device): return draw(device, generator)
+    if generator is not None: torch.rand(1, device=device, generator=generator) # so that the next draw is another one
+    return to_device(draw(torch.device("cpu"), host_generator(generator)), device)
 
-# %% ../nbs/00_mix.ipynb #a4967899
-def _options(loss_func):
-    "Class weights and reduction of a loss: a module, fastai's wrapper of one (`func`), or a `functools.partial`."
-    inner, given = getattr(loss_func, "func", loss_func), getattr(loss_func, "keywords", {})
-    weighted = isinstance(inner, (nn.CrossEntropyLoss, nn.NLLLoss)) or inner in (F.cross_entropy, F.nll_loss)
-    weight = given.get("weight", getattr(inner, "weight", None)) if weighted else None
-    return weight, given.get("reduction", getattr(inner, "reduction", "mean"))
+def has_float64(device) -> bool:
+    "Does the device know double precision?"
+    return torch.device(device or "cpu").type != "mps"
 
-@dataclass
-class Target:
-    "Labels of a mixed batch: `lam` of `y`, the rest of `y[index]`."
-    y:Tensor # labels, (B,) integers or (B, K) floats
-    index:Tensor # partner of each sample, (B,)
-    lam:Tensor # $\lambda$, share of the sample's own label, (B,) float32
-    def _mixed(self, own:Tensor, other:Tensor):
-        lam = self.lam.view(-1, *[1] * (own.ndim - 1))
-        return lam * own + (1 - lam) * other
-
-    def loss(self,
-        loss_func, # any loss that takes the labels `y`: function, module or fastai loss
-        pred:Tensor, # model output, (B, ...)
-    ) -> Tensor: # reduced as `loss_func` reduces
-        "$\\lambda\\,\\ell(pred, y) + (1-\\lambda)\\,\\ell(pred, y_{p})$, by sample, then reduced."
-        other = self.y[self.index]
-        loss = self._mixed(per_sample_loss(loss_func, pred, self.y), per_sample_loss(loss_func, pred, other))
-        weight, reduction = _options(loss_func)
-        if reduction != "mean": return loss.sum() if reduction == "sum" else loss
-        if weight is None or self.y.is_floating_point(): return loss.mean()
-        return loss.sum() / self._mixed(weight[self.y], weight[other]).sum()
-
-    def soft(self,
-        n_classes:int, # K
-    ) -> Tensor: # (B, K) float32, rows of class labels sum to one
-        "Soft labels; targets that are soft or multi-label already are mixed as they are."
-        own = self.y.float() if self.y.is_floating_point() else one_hot(self.y, n_classes)
-        return self._mixed(own, own[self.index])
-
-def one_hot(
-    y:Tensor, # (B,) integer classes below `n_classes`
-    n_classes:int, # K
-) -> Tensor: # (B, K) float32
-    "As `F.one_hot`, but float and without its synchronisation."
-    return torch.zeros(len(y), n_classes, device=y.device).scatter_(1, y[:, None], 1.)
+def beta(
+    n:int, # how many
+    a:float=1., # $\alpha$, first parameter
+    b:float|None=None, # second parameter; `a` if not given
+    device=None, # where the result lives
+    generator:torch.Generator|None=None, # source of randomness
+) -> Tensor: # (n,) float32 in [0, 1]
+    "Draws from Beta(a, b), without leaving the device."
+    b = a if b is None else b
+    if a == b == 1: return torch.rand(n, dtype=torch.float32, device=device, generator=generator)
+    def draw(device, generator):
+        concentration = torch.full((n, 2), b, dtype=torch.float64, device=device)
+        concentration[:, 0] = a
+        return torch._sample_dirichlet(concentration, generator)[:, 0].float()
+    return in_double(draw, device, generator)
 
 # %% ../nbs/00_mix.ipynb #c873b825
 def paste_into(
@@ -149,16 +95,28 @@ def paste_into(
     mode:str="bilinear", # or "nearest"
 ) -> Tensor: # (B, C, H, W), zero outside the box
     "Every whole image resized into its own box on a black canvas, all at once."
-    grid = torch.empty(len(box), *p.shape[2:], 2, device=p.device)
+    grid = torch.empty(len(box), *p.shape[2:], 2, dtype=torch.float32, device=p.device)
     tie = 1e-3 if mode == "nearest" else 0. # between two pixels the later one, as floor() decides
     for i, n in enumerate(p.shape[2:]):
-        t = (torch.arange(n, device=p.device) + .5 - box[:, i, None]) / box[:, i + 2, None].clamp(min=1e-6)
+        t = (torch.arange(n, dtype=torch.float32, device=p.device) + .5 - box[:, i, None]) / box[:, i + 2, None].clamp(min=1e-6)
         edge = 1 - 1 / n # half a pixel inside the border repeats the border's pixel, as resizing does
         t = torch.where((t > 0) & (t < 1), (2 * t - 1 + tie / n).clamp_(-edge, edge), 9.)
         grid[..., 1 - i] = t[..., None] if i == 0 else t[:, None]
     return F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False).to(p.dtype)
 
 # %% ../nbs/00_mix.ipynb #3363a5dd
+def _nearest_pixel(start, length, n): # of n pixels squeezed between start and start + length, (B, n) int64
+    at = torch.arange(n, dtype=torch.float32, device=start.device) + .5 - start[:, None]
+    return (at / length[:, None].clamp(min=1e-6) * n).floor().long().clamp_(0, n - 1)
+
+def labels_into(
+    y:Tensor, # labels of whole images, (n, H, W), any dtype
+    box:Tensor, # top, left, height, width in pixels, (n, 4) or (1, 4)
+) -> Tensor: # as `y`; what lies outside the boxes means nothing
+    "Every map of labels resized into its own box, each pixel from the nearest one: no label is made up."
+    row, column = (_nearest_pixel(box[:, i], box[:, i + 2], n) for i, n in enumerate(y.shape[1:]))
+    return y[torch.arange(len(y), device=y.device)[:, None, None], row[:, :, None], column[:, None]]
+
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -174,6 +132,16 @@ class Paste:
         if self.rows is None: return paste_into(p, self.box, self.mode)
         return p.index_copy_(0, self.rows, paste_into(p.index_select(0, self.rows), self.box, self.mode))
 
+    def labels(self,
+        p:Tensor, # labels of the partners, (B, *S)
+        own:Tensor, # the samples' own labels, as `p`: where an image is blanked its label stays
+    ) -> Tensor: # what became of them
+        "Apply $T$ to maps of labels."
+        rows = slice(None) if self.rows is None else self.rows
+        changed = own[rows] if self.box is None else labels_into(p[rows], self.box)
+        return changed if self.rows is None else p.index_copy(0, rows, changed)
+
+# %% ../nbs/00_mix.ipynb #39cbd9a9
 @dataclass
 class Mix:
     "What was drawn for a batch: who is mixed with whom, where, and how much. Apply it with `blend` and `target`."
@@ -181,25 +149,128 @@ class Mix:
     w:Tensor # weight of the sample itself, broadcastable to (B, C, *S), in [0, 1], float32
     lam:Tensor # $\lambda$, share of the sample's own label, (B,) float32
     pastes:tuple=() # what $T$ does to partners, a tuple of `Paste`; empty: the identity
+    hard:bool|None=None # True: every weight is 0 or 1; None: not known
+    per:str="sample" # "batch": all samples have the same share
 
     def blend(self,
-        x:Tensor, # images, (B, C, *S) with any number of channels, or (B, *S), e.g. segmentation masks; floating point
+        x:Tensor, # images, floating point, (B, C, *S) with any number of channels; or (B, *S): class ids of any dtype, each taken from the image that weighs more there
         partner:Tensor|None=None, # view of the batch that partners come from; `x` itself if not given
         out:Tensor|None=None, # where to write the result; must not overlap the inputs
     ) -> Tensor: # mixed images, shape, dtype and memory format of `x`
         "$w \\odot x + (1 - w) \\odot T(x'_{p})$; inputs are never written to."
-        if x.ndim == self.w.ndim - 1: return self.blend(x[:, None], *(None if t is None else t[:, None] for t in (partner, out)))[:, 0]
-        p = x if partner is None else partner
-        free = torch.compiler.is_compiling() or out is None and (p.requires_grad or x.requires_grad) # of memory for the partners
-        into = None if free else torch.empty_like(x) if out is None else out
-        p = torch.index_select(p, 0, self.index, out=into)
-        for paste in self.pastes: p = paste.apply_(p)
-        mixed = torch.lerp(p, x, self.w.to(x.dtype), out=into)
-        return out.copy_(mixed) if free and out is not None else mixed
+        if out is not None and (out.shape != x.shape or out.dtype != x.dtype):
+            raise ValueError(f"out: expected {tuple(x.shape)} {x.dtype} like x, got {tuple(out.shape)} {out.dtype}")
+        if x.ndim == self.w.ndim - 1 > 1:
+            ids = self.nearest(x, partner)
+            return ids if out is None else out.copy_(ids)
+        if not x.is_floating_point(): raise TypeError(f"x: expected floating-point (B, C, *S), or class ids (B, *S), got {tuple(x.shape)} {x.dtype}")
+        return self.numbers(x, partner, out, self.weights_for(x))
 
     def target(self,
-        y:Tensor, # labels of the batch, (B,) integers or (B, K) floats
+        y:Tensor, # labels of the batch, (B, ...): integers are classes, floats are numbers
+        partner_y:Tensor|None=None, # labels that `index` refers to, where partners come from another set
     ) -> Target: # labels, partners and shares
         "The labels that belong to the blended images."
-        check_labels(y, len(self.lam))
-        return Target(y, self.index, self.lam)
+        return Target(y, self.index, self.lam, partner_y, self, self.per)
+
+    def to(self, device) -> Mix:
+        "The same on another device."
+        pastes = tuple(Paste(*(t if t is None else t.to(device) for t in (p.box, p.rows)), p.mode) for p in self.pastes)
+        return replace(self, index=self.index.to(device), w=self.w.to(device), lam=self.lam.to(device), pastes=pastes)
+
+# %% ../nbs/00_mix.ipynb #b10589da
+@patch
+def weights_for(self:Mix, x:Tensor) -> Tensor: # broadcastable to `x`
+    "The weights, as `x` needs them. Errors: `ValueError` if `x` has no place for them."
+    if x.ndim == self.w.ndim and all(n in (1, m) for n, m in zip(self.w.shape[2:], x.shape[2:])): return self.w
+    if self.size is None and x.ndim > 1: return self.w.reshape(-1, *[1] * (x.ndim - 1)) # the same everywhere
+    raise ValueError(f"x: {tuple(x.shape)} does not lie on the positions {self.size} that were drawn; where only shares count, write mix.lam")
+
+@patch
+def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) -> Tensor: # as `x`
+    "The weighted average. Where weights are 0 or 1 it copies, whatever the other value is."
+    look = x.device.type == "cpu" and has_values(x) and not torch.compiler.is_compiling()
+    if self.hard is False or look:
+        mixed = self.averaged(x, partner, out, w)
+        if self.hard is False or mixed.sum(dtype=torch.float32).isfinite(): return mixed
+    p = self.moved(x if partner is None else partner)
+    if self.hard: mixed = torch.where(w > .5, x, p)
+    else: mixed = torch.where(w == 1, x, torch.where(w == 0, p, torch.lerp(p, x, w.to(x.dtype))))
+    return mixed if out is None else out.copy_(mixed)
+
+@patch
+def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
+    "The partners, after $T$."
+    p = torch.index_select(x, 0, self.index, out=out)
+    for paste in self.pastes: p = paste.apply_(p)
+    return p
+
+@patch
+def averaged(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) -> Tensor: # as `x`
+    "The weighted average of finite values, with partners in the memory of the result where no gradient needs them."
+    p = x if partner is None else partner
+    free = torch.compiler.is_compiling() or out is None and (p.requires_grad or x.requires_grad) # of memory for the partners
+    into = None if free else torch.empty_like(x) if out is None else out
+    mixed = torch.lerp(self.moved(p, into), x, w.to(x.dtype), out=into)
+    return out.copy_(mixed) if free and out is not None else mixed
+
+# %% ../nbs/00_mix.ipynb #efe21cfc
+@patch(as_prop=True)
+def size(self:Mix) -> tuple|None:
+    "The positions that were drawn, *S; None if the weights are the same everywhere."
+    size = tuple(self.w.shape[2:])
+    return size if any(n > 1 for n in size) else None
+
+@patch
+def is_hard(self:Mix) -> bool:
+    "Is every weight 0 or 1? Looks, where it is not known."
+    if self.hard is None: self.hard = bool(((self.w == 0) | (self.w == 1)).all())
+    return self.hard
+
+@patch
+def share_at(self:Mix,
+    y:Tensor, # labels, (B, *S)
+) -> Tensor: # as `y`, float32
+    "The weight of each label."
+    w = self.w if self.w.ndim < 3 else self.w[:, 0]
+    return w.expand(y.shape) if self.size else w.reshape(-1, *[1] * (y.ndim - 1)).expand(y.shape)
+
+@patch
+def moved_labels(self:Mix,
+    y:Tensor, # labels, (B, *S)
+    partner_y:Tensor|None=None, # labels that `index` refers to; `y` if not given
+) -> Tensor: # as `y`
+    "The partners' labels, where $T$ puts their pixels."
+    p = (y if partner_y is None else partner_y).index_select(0, self.index)
+    for paste in self.pastes: p = paste.labels(p, y)
+    return p
+
+@patch
+def nearest(self:Mix,
+    y:Tensor, # class ids, (B, *S), any dtype
+    partner_y:Tensor|None=None, # ids that `index` refers to; `y` if not given
+) -> Tensor: # as `y`
+    "Each id from the image that weighs more there. Errors: `ValueError` if `y` does not lie on the positions of the image."
+    if self.size not in (None, tuple(y.shape[1:])): raise ValueError(f"y: {tuple(y.shape)} does not lie on the positions {self.size} that were drawn")
+    return torch.where(self.share_at(y) > .5, y, self.moved_labels(y, partner_y))
+
+@patch
+def blend_labels(self:Mix,
+    y:Tensor, # labels with a place in the image, (B, *S) or (B, K, *S): integers are class ids, floats are numbers
+    partner_y:Tensor|None=None, # labels that `index` refers to; `y` if not given
+) -> Tensor: # as `y`
+    "Labels that go with the pixels."
+    if not y.is_floating_point(): return self.nearest(y, partner_y)
+    flat = y.ndim == self.w.ndim - 1
+    own, other = (t if t is None or not flat else t[:, None] for t in (y, partner_y))
+    mixed = self.numbers(own, other, None, self.weights_for(own))
+    return mixed[:, 0] if flat else mixed
+
+@patch
+def only(self:Mix,
+    on:Tensor, # who is mixed at all, (B,) or (1,) bool
+) -> Mix:
+    "The same, with the others left as they are."
+    w = torch.where(on.view(-1, *[1] * (self.w.ndim - 1)), self.w, 1.)
+    lam = torch.where(on, self.lam, 1.)
+    return replace(self, w=w, lam=lam, hard=self.hard or None, per=self.per if len(on) == 1 else "sample")

@@ -8,6 +8,8 @@ import inspect
 import torch
 from torch import Tensor
 from .mix import Mix, Paste, host_generator, to_device
+from fastcore.meta import delegates
+from . import classic # the candidates that RandoMix knows by name
 from .base import MIXERS, Mixer, build, check_choice
 
 # %% auto #0
@@ -44,24 +46,26 @@ def join(
 ) -> Mix: # one draw for the whole batch
     "Puts together what several mixers drew for different samples."
     full = any(m.w.shape[1:].numel() > 1 for _, m in parts)
-    w = torch.empty(len(index), 1, *(x.shape[2:] if full else [1] * (x.ndim - 2)), device=x.device)
-    lam, pastes = torch.empty(len(index), device=x.device), []
+    w = torch.empty(len(index), 1, *(x.shape[2:] if full else [1] * (x.ndim - 2)), dtype=torch.float32, device=x.device)
+    lam, pastes = torch.empty(len(index), dtype=torch.float32, device=x.device), []
     for rows, m in parts:
         w.index_copy_(0, rows, m.w.expand(len(rows), *w.shape[1:]))
         lam.index_copy_(0, rows, m.lam)
         pastes += [Paste(p.box, rows if p.rows is None else rows[p.rows], p.mode) for p in m.pastes]
-    return Mix(index, w, lam, tuple(pastes))
+    return Mix(index, w, lam, tuple(pastes), True if all(m.hard for _, m in parts) else None)
 
 # %% ../nbs/03_randomix.ipynb #778be4b6
 class RandoMix(Mixer):
     "One of several mixers, drawn by weight (RandoMix, section 3)."
+    @delegates(Mixer.__init__)
     def __init__(self,
         candidates=("mixup", "cutmix", "resizemix", "fmix"), # mixers or their names
         weights=None, # relative probability of each candidate, >= 0; None: all equal
         alpha:float=1., # $\alpha$ of the candidates given by name
         per:str="batch", # draw a candidate per "batch", as the paper does, or per "sample"
+        **kwargs, # p, pairing: see `Mixer`; those of the candidates: p holds as well, pairing does not
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         self.candidates = build_candidates(candidates, alpha=alpha)
         self.weights = check_weights(weights, len(self.candidates)).tolist()
 
@@ -69,6 +73,9 @@ class RandoMix(Mixer):
     def views(self): return max(c.views for c in self.candidates)
     @property
     def sees_x(self): return any(c.sees_x for c in self.candidates)
+
+    def check(self, x): # at the first batch, not at the first that draws a candidate which does not take it
+        for candidate in self.candidates: candidate.check(x)
 
     def mask(self, s, index, x, partner, generator): raise TypeError("RandoMix has no mask of its own; its candidates have")
 
@@ -80,17 +87,17 @@ class RandoMix(Mixer):
         return torch.multinomial(torch.tensor(self.weights), n, replacement=True, generator=host_generator(generator))
 
     def chosen(self, generator=None):
-        return self if self.per == "sample" else self.candidates[self.choose(1, generator).item()].chosen(generator)
+        return self if self.per == "sample" or self.p < 1 else self.candidates[self.choose(1, generator).item()].chosen(generator)
 
     def compiles(self, device): return False # per sample: parts of sizes that change with every batch
 
     def make(self, index, x, partner, generator):
-        if self.per == "batch": return self.chosen(generator).make(index, x, partner, generator)
+        if self.per == "batch": return self.candidates[self.choose(1, generator).item()].chosen(generator).drawn(index, x, partner, generator)
         chosen, parts = self.choose(len(index), generator), []
         for i, candidate in enumerate(self.candidates):
             rows = (chosen == i).nonzero()[:, 0]
             if len(rows): # on the host, so nothing waits
                 rows = to_device(rows, x.device)
                 own = x.index_select(0, rows) if candidate.sees_x else x[:len(rows)]
-                parts.append((rows, candidate.make(index[rows], own, partner, generator)))
+                parts.append((rows, candidate.drawn(index[rows], own, partner, generator)))
         return join(index, x, parts)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from .callback import MixCallback
-from .mix import _options, check_labels, per_sample_loss
+from .targets import check_labels, counted_loss
 from .mixers import Mixer, Mixup, build, check_choice
 from .models import Network
 
@@ -67,10 +67,8 @@ def intra_class_loss(
     if y.ndim != 1: raise ValueError(f"y: classes are interpolated by integer label (B,), got {tuple(y.shape)} {y.dtype}")
     slot, label, used = class_slots(y)
     logits = head(interpolate_classes(features, slot, p, generator).flatten(0, 1))
-    loss = per_sample_loss(loss_func, logits, label[:, None].expand(-1, p).flatten()).view(len(y), p)
-    weight, _ = _options(loss_func)
-    size = used if weight is None else used * weight[label]
-    return (loss * used[:, None]).sum() / (p * size.sum())
+    label, used = (t[:, None].expand(-1, p).flatten() for t in (label, used))
+    return counted_loss(loss_func, logits, label, used) # empty slots do not count
 
 # %% ../nbs/06_synermix.ipynb #3649ef60
 class SupplementedSampler:
@@ -187,26 +185,36 @@ class SynerMix(MixCallback):
         self.beta, self.p, self.head = beta, p, head
         self.source, self.statistics = check_choice("source", source, ("raw", "augmented")), check_choice("statistics", statistics, ("both", "inter"))
 
+    last = augmented = None # the last layer; what the network gets before it is mixed
+    _stateattrs = ("mixed", "labels", "last", "augmented") # are not pickled
+
+    def __call__(self, event_name):
+        if event_name == "before_fit": self.last = None # of this fit's network
+        return super().__call__(event_name)
+
     def before_fit(self):
         super().before_fit()
-        if self.beta and self.source == "raw" and not hasattr(self.learn, "augment"): raise ValueError("SynerMix: source='raw' needs the callback Augment, which makes the unaugmented view; or choose source='augmented'")
+        if self.beta and self.source == "raw" and not hasattr(self.learn, "augment"):
+            raise ValueError("SynerMix: source='raw' needs the callback Augment, which makes the unaugmented view; or choose source='augmented'")
         self.last = self.head or find_head(self.learn.model)
 
     def before_batch(self):
+        if self.last is None: self.before_fit() # switched on in the middle of a fit
         self.augmented = self.xb[0].as_subclass(Tensor)
-        if self.mixer is not None: super().before_batch()
+        super().before_batch()
 
-    def after_pred(self):
-        if self.mixer is not None: super().after_pred()
+    def forget(self):
+        super().forget()
+        self.augmented = None
 
-    def after_loss(self):
-        if self.mixer is not None: super().after_loss()
-        if not self.beta: return
+    def loss_of(self, pred, y):
+        inter = super().loss_of(pred, y)
+        if not self.beta: return inter
         x = self.learn.augment.view(False).to(self.augmented.dtype) if self.source == "raw" else self.augmented
-        with nullcontext() if self.statistics == "both" else kept_statistics(self.learn.model): features = features_at(self.learn.model, self.last, x)
-        intra = intra_class_loss(features, self.yb[0].as_subclass(Tensor), self.last, self.loss_func, self.p, self.generator)
-        self.learn.loss_grad = self.beta * intra + (1 - self.beta) * self.learn.loss_grad
-        self.learn.loss = self.learn.loss_grad.clone()
+        with nullcontext() if self.statistics == "both" else kept_statistics(self.learn.model):
+            features = features_at(self.learn.model, self.last, x)
+        intra = intra_class_loss(features, y.as_subclass(Tensor), self.last, self.learn.loss_func, self.p, self.generator)
+        return self.beta * intra + (1 - self.beta) * inter
 
 # %% ../nbs/06_synermix.ipynb #e64b39e5
 BETAS = {"intra": (.2, .4, .5, .7), "combined": (.05, .1, .2, .4)} # the paper's options, without and with an inter-class mixer

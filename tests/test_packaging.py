@@ -89,7 +89,15 @@ def examples_running(fresh, tmp_path_factory):
         (folder / "example.py").write_text(examples()[title])
         done = run(fresh / "python", "example.py", cwd=folder, code=None)
         return done.returncode, done.stdout + done.stderr[-3000:] * bool(done.returncode)
-    with ThreadPoolExecutor(1) as pool: yield {title: pool.submit(one, title, needs, tmp_path_factory.mktemp("example")) for title, needs in LOOPS.items()}
+    def steps(folder):
+        done = install(fresh, "pytest", code=None)
+        if done.returncode: return None, f"pytest cannot be installed: {done.stderr.strip()[-300:]}"
+        tests = ROOT / "tests/test_accumulation.py"
+        done = run(fresh / "python", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", tests, cwd=folder, code=None)
+        return done.returncode, done.stdout + done.stderr
+    with ThreadPoolExecutor(1) as pool:
+        ran = {title: pool.submit(one, title, needs, tmp_path_factory.mktemp("example")) for title, needs in LOOPS.items()}
+        yield {**ran, "steps": pool.submit(steps, tmp_path_factory.mktemp("steps"))}
 
 
 def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
@@ -241,6 +249,15 @@ def test_example_of_the_readme(title, examples_running):
     code, out = examples_running[title].result()
     if code is None: pytest.skip(out)
     assert code == 0 and float(re.findall(r"accuracy.*?([01]\.\d+)\s*$", out.strip())[-1]) > .5, out
+
+
+def test_the_examples_take_the_same_step_when_they_accumulate(examples_running):
+    """Where what they need is installed, also what this environment lacks."""
+    code, out = examples_running["steps"].result()
+    if code is None: pytest.skip(out)
+    assert code == 0, out
+    lacking = [title for title, needs in LOOPS.items() if needs and examples_running[title].result()[0] is None]
+    assert "skipped" not in out or lacking, out
 
 
 def test_every_example_is_run(): assert set(examples()) == {*LOOPS, "One run, with its record"}  # which its notebook runs
