@@ -15,7 +15,7 @@ from .mix import Mix, Target, beta, check_images, check_labels, check_positive
 __all__ = ['MIXERS', 'PAIRINGS', 'permutation', 'others', 'among', 'other_class', 'CMixup', 'check_choice', 'enter', 'Mixer',
            'build', 'NoMix', 'check_mixer']
 
-# %% ../nbs/01a_base.ipynb #ae4a326d
+# %% ../nbs/01a_base.ipynb #cfa5ebd1
 def permutation(
     n:int, # B, the number of samples
     device=None, generator:torch.Generator|None=None,
@@ -46,11 +46,12 @@ def other_class(
     generator:torch.Generator|None=None,
 ) -> Tensor: # (B,) int64
     "A partner of another class, uniformly; where there is none, the sample itself."
-    if y.is_floating_point() or y.ndim != 1: raise ValueError(f"pairing: other_class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
+    if y.is_floating_point() or y.ndim != 1:
+        raise ValueError(f"pairing: other_class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
     return among((y[:, None] != (y if partner_y is None else partner_y)).float(), generator)
 
 class CMixup:
-    "Partners with near labels, for regression: probability $\\propto \\exp(-d(y_i, y_j)^2 / 2\\sigma^2)$ (C-Mixup, Yao et al. 2022)."
+    "Partners with near labels: probability $\\propto \\exp(-|y_i - y_j|^2 / 2\\sigma^2)$ (C-Mixup, Yao et al. 2022)."
     def __init__(self,
         sigma:float=1., # $\sigma$, bandwidth, in the unit of the labels
     ): self.sigma = check_positive("sigma", sigma)
@@ -63,11 +64,11 @@ class CMixup:
         generator:torch.Generator|None=None,
     ) -> Tensor: # (B,) int64
         "Draws a partner for each sample, itself included, as the formula has it."
-        own, other = (t.float().flatten(1) if t.ndim > 1 else t.float()[:, None] for t in (y, y if partner_y is None else partner_y))
+        own, other = (t.float().view(len(t), -1) for t in (y, y if partner_y is None else partner_y))
         nearness = -(own[:, None] - other).square().sum(2) / (2 * self.sigma**2)
         return among((nearness - nearness.amax(1, keepdim=True)).exp(), generator) # the nearest one has weight 1
 
-# %% ../nbs/01a_base.ipynb #3fbb7ec8
+# %% ../nbs/01a_base.ipynb #e480e659
 MIXERS:dict = {} # name -> class; every subclass of `Mixer` enters itself
 PAIRINGS = ("any", "others", "other_class")
 
@@ -84,16 +85,16 @@ def enter(
     cls:type, # a class of mixers
     key:str|None=None, # the name to be known by; the class's own, in small letters, if not given
 ):
-    "Makes a method known by name. A class that only happens to have a library's name does not take it: that would change what a protocol trains."
+    "Makes a method known by name. A class that only happens to have a library's name does not take it from there."
     name = key or cls.__name__.lower()
     known = MIXERS.setdefault(name, cls)
     ours, theirs = (c.__module__.startswith("mix_research.") for c in (cls, known))
     if theirs and not ours and key is None:
-        warnings.warn(f"{name!r} stays the name of {known.__module__}.{known.__qualname__}; give your class a name of its own, or take this one: "
-                      f"class {cls.__name__}(..., key={name!r})", stacklevel=4)
+        warnings.warn(f"{name!r} stays the name of {known.__module__}.{known.__qualname__}; give your class a name of its own, "
+                      f"or take this one: class {cls.__name__}(..., key={name!r})", stacklevel=4)
     else: MIXERS[name] = cls
 
-# %% ../nbs/01a_base.ipynb #b777d48d
+# %% ../nbs/01a_base.ipynb #cf957c1d
 class Mixer(ABC):
     "A method of mixing. Subclasses define `mask`, or `make` if the method is not a mask."
     views = 1 # how many augmented views of the batch the method wants
@@ -109,9 +110,10 @@ class Mixer(ABC):
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
         per:str="sample", # one draw per "sample", or one for the whole "batch"
         p:float=1., # probability that a sample, or with per="batch" a batch, is mixed at all
-        pairing="any", # partners: "any" (a permutation), "others" (never itself), "other_class", or a callable (y, partner_y, generator) -> (B,)
+        pairing="any", # "any" (a permutation), "others" (never itself), "other_class", or (y, partner_y, generator) -> (B,)
     ):
-        if alpha == 0: raise ValueError("alpha: expected a finite number > 0, got 0; for no mixing take the mixer \"none\", or p=0")
+        if alpha == 0:
+            raise ValueError("alpha: expected a finite number > 0, got 0; for no mixing take the mixer \"none\", or p=0")
         self.alpha, self.per = check_positive("alpha", alpha), check_choice("per", per, ("sample", "batch"))
         if not 0 <= p <= 1: raise ValueError(f"p: expected a probability in [0, 1], got {p}")
         self.p, self.pairing = p, pairing if callable(pairing) else check_choice("pairing", pairing, PAIRINGS)
@@ -144,13 +146,15 @@ class Mixer(ABC):
         x:Tensor, # images, (B, C, *S)
     ):
         "Raise one clear line unless the method takes images of this shape."
-        least, most = self.axes
-        d, name = x.ndim - 2, type(self).__name__
-        if d == 0 < least: raise ValueError(f"{name}: needs positions (B, C, *S), got rows {tuple(x.shape)}; Mixup takes rows, and x[:, None] makes positions of their entries")
-        if not least <= d <= most: raise ValueError(f"{name}: needs images (B, C, {', '.join('HWD'[:least])}), got shape {tuple(x.shape)}")
-        if least == 2 and min(x.shape[2:]) < 3: raise ValueError(f"{name}: needs images (B, C, H, W) of at least 3 x 3 pixels, got shape {tuple(x.shape)}")
+        (least, most), d, got = self.axes, x.ndim - 2, tuple(x.shape)
+        if d == 0 < least:
+            raise ValueError(f"{type(self).__name__}: needs positions (B, C, *S), got rows {got}; "
+                             "Mixup takes rows, and x[:, None] makes positions of their entries")
+        needs = f"{type(self).__name__}: needs images (B, C, {', '.join('HWD'[:least])})"
+        if not least <= d <= most: raise ValueError(f"{needs}, got shape {got}")
+        if least == 2 and min(got[2:]) < 3: raise ValueError(f"{needs} of at least 3 x 3 pixels, got shape {got}")
 
-# %% ../nbs/01a_base.ipynb #ecfbd9a3
+# %% ../nbs/01a_base.ipynb #52c5c3fd
 @patch
 def pair(self:Mixer,
     x:Tensor, # images, for their number and device
@@ -163,8 +167,8 @@ def pair(self:Mixer,
     if self.pairing == "others": return others(len(x), x.device, generator)
     if y is None: raise ValueError(f"pairing: {self.pairing!r} pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
     index = (other_class if self.pairing == "other_class" else self.pairing)(y, partner_y, generator)
-    if not isinstance(index, Tensor) or index.shape != (len(x),) or index.dtype != torch.int64:
-        raise ValueError(f"pairing: expected ({len(x)},) int64 from {self.pairing!r}, got {index if not isinstance(index, Tensor) else (tuple(index.shape), index.dtype)}")
+    got = (tuple(index.shape), index.dtype) if isinstance(index, Tensor) else type(index)
+    if got != ((len(x),), torch.int64): raise ValueError(f"pairing: expected ({len(x)},) int64 from {self.pairing!r}, got {got}")
     return index
 
 @patch
@@ -196,7 +200,7 @@ def compiles(self:Mixer,
     "Does `make` become faster by `torch.compile`? See [compiled](06a_compiled.ipynb)."
     return True
 
-# %% ../nbs/01a_base.ipynb #c9268e3c
+# %% ../nbs/01a_base.ipynb #4dca67dd
 @patch
 def draw(self:Mixer,
     x:Tensor, # images, (B, C, *S), floating point
@@ -223,7 +227,8 @@ def __call__(self:Mixer,
     "Draw, then blend."
     check_images(x, partner, generator)
     check_labels(y, len(x))
-    if partner_y is not None and partner is None: raise ValueError("partner_y: labels of other images, but no partner is given")
+    if partner_y is not None and partner is None:
+        raise ValueError("partner_y: labels of other images, but no partner is given")
     mix = self.draw(x, partner, generator, y, partner_y)
     return mix.blend(x, partner, out), mix.target(y, partner_y)
 

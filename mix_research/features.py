@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.utils import checkpoint
 from . import masks
@@ -258,13 +259,14 @@ def uncompiled():
 
 class FeatureMixer(Mixer, key=""):
     "A method that mixes at one of a network's places, drawn per batch. `draw` takes the map there, `at` finds it."
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
         places=None, # where, as in `find_places`; None: the network's own `places`
         per:str="sample", # one draw per "sample" or per "batch"
-        **common, # other options of every mixer
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per, **common)
+        super().__init__(alpha, per, **kwargs)
         self.places = places
 
     def _outside(self, *args, **kwargs):
@@ -315,13 +317,14 @@ def blocks(
     space, d = size[1:], len(size) - 1
     b = min(block_size, (min(space) - 1) // 2 * 2 + 1)
     centre = gamma * math.prod(space) / (b**d * math.prod(k - b + 1 for k in space))
-    u = torch.rand(n, *size, device=device, generator=generator)
+    u = torch.rand(n, *size, dtype=torch.float32, device=device, generator=generator)
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[d - 1]
     return pool(torch.lt(u, centre, out=torch.empty_like(u)), b, stride=1, padding=b // 2)
 
 # %% ../nbs/01c_features.ipynb #5e723b7d
 class PatchUp(FeatureMixer):
     "Blocks of a feature map swapped or blended with the partner's (Faramarzi et al. 2020)."
+    @delegates(FeatureMixer.__init__)
     def __init__(self,
         kind:str="hard", # "hard": swap the blocks; "soft": blend them
         alpha:float=2., # $\alpha$ of Beta($\alpha$, $\alpha$); matters for "soft"
@@ -330,9 +333,9 @@ class PatchUp(FeatureMixer):
         block_size:int=7, # $b$, side of a block, odd
         places=None, # where, as in `find_places`
         per:str="sample", # one draw per "sample", or per "batch" as in the authors' code; blocks differ by channel
-        **common, # other options of every mixer
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, places, per, **common)
+        super().__init__(alpha, places, per, **kwargs)
         self.kind = check_choice("kind", kind, ("hard", "soft"))
         for k, v in dict(patchup_prob=patchup_prob, gamma=gamma).items():
             if not 0 <= v <= 1: raise ValueError(f"{k}: expected a number in [0, 1], got {v}")
@@ -341,10 +344,10 @@ class PatchUp(FeatureMixer):
         self.patchup_prob, self.gamma, self.block_size = patchup_prob, gamma, block_size
 
     def share(self, n, x, generator):
-        return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, device=x.device)
+        return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, dtype=torch.float32, device=x.device)
 
     def mask(self, s, index, x, partner, generator):
-        on = (torch.rand(len(s), device=x.device, generator=generator) < self.patchup_prob).float() * s
+        on = (torch.rand(len(s), dtype=torch.float32, device=x.device, generator=generator) < self.patchup_prob).float() * s
         inside = blocks(len(s), tuple(x.shape[1:]), self.gamma, self.block_size, x.device, generator)
         w = 1 - inside * on.view(-1, *[1] * (x.ndim - 1))
         return w, w.flatten(1).mean(1)

@@ -25,7 +25,8 @@ def check_images(
     "Raise one clear line unless `x`, `partner` and `generator` can be mixed."
     if not isinstance(x, Tensor): raise TypeError(f"x: expected a tensor (B, C, *S), got {type(x).__name__}")
     if x.ndim < 2 or 0 in x.shape: raise ValueError(f"x: expected (B, C, *S), nothing empty, got shape {tuple(x.shape)}")
-    if not x.is_floating_point(): raise TypeError(f"x: expected floating-point images, got {x.dtype}; convert first, e.g. x.float() / 255")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected floating-point images, got {x.dtype}; convert first, e.g. x.float() / 255")
     if partner is not None and (partner.shape != x.shape or partner.dtype != x.dtype):
         raise ValueError(f"partner: expected {tuple(x.shape)} {x.dtype} like x, got {tuple(partner.shape)} {partner.dtype}")
     if generator is not None and generator.device.type != x.device.type:
@@ -153,7 +154,7 @@ class Mix:
     per:str="sample" # "batch": all samples have the same share
 
     def blend(self,
-        x:Tensor, # images, floating point, (B, C, *S) with any number of channels; or (B, *S): class ids of any dtype, each taken from the image that weighs more there
+        x:Tensor, # images, floating point, (B, C, *S), any number of channels; or class ids, (B, *S), of any dtype, see `nearest`
         partner:Tensor|None=None, # view of the batch that partners come from; `x` itself if not given
         out:Tensor|None=None, # where to write the result; must not overlap the inputs
     ) -> Tensor: # mixed images, shape, dtype and memory format of `x`
@@ -163,7 +164,8 @@ class Mix:
         if x.ndim == self.w.ndim - 1 > 1:
             ids = self.nearest(x, partner)
             return ids if out is None else out.copy_(ids)
-        if not x.is_floating_point(): raise TypeError(f"x: expected floating-point (B, C, *S), or class ids (B, *S), got {tuple(x.shape)} {x.dtype}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating-point (B, C, *S), or class ids (B, *S), got {tuple(x.shape)} {x.dtype}")
         return self.numbers(x, partner, out, self.weights_for(x))
 
     def target(self,
@@ -184,7 +186,8 @@ def weights_for(self:Mix, x:Tensor) -> Tensor: # broadcastable to `x`
     "The weights, as `x` needs them. Errors: `ValueError` if `x` has no place for them."
     if x.ndim == self.w.ndim and all(n in (1, m) for n, m in zip(self.w.shape[2:], x.shape[2:])): return self.w
     if self.size is None and x.ndim > 1: return self.w.reshape(-1, *[1] * (x.ndim - 1)) # the same everywhere
-    raise ValueError(f"x: {tuple(x.shape)} does not lie on the positions {self.size} that were drawn; where only shares count, write mix.lam")
+    raise ValueError(f"x: {tuple(x.shape)} does not lie on the positions {self.size} that were drawn; "
+                     "where only shares count, write mix.lam")
 
 @patch
 def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) -> Tensor: # as `x`
@@ -250,8 +253,9 @@ def nearest(self:Mix,
     y:Tensor, # class ids, (B, *S), any dtype
     partner_y:Tensor|None=None, # ids that `index` refers to; `y` if not given
 ) -> Tensor: # as `y`
-    "Each id from the image that weighs more there. Errors: `ValueError` if `y` does not lie on the positions of the image."
-    if self.size not in (None, tuple(y.shape[1:])): raise ValueError(f"y: {tuple(y.shape)} does not lie on the positions {self.size} that were drawn")
+    "Each id from the image that weighs more there. Errors: `ValueError` if `y` does not lie on its positions."
+    if self.size not in (None, tuple(y.shape[1:])):
+        raise ValueError(f"y: {tuple(y.shape)} does not lie on the positions {self.size} that were drawn")
     return torch.where(self.share_at(y) > .5, y, self.moved_labels(y, partner_y))
 
 @patch

@@ -6,9 +6,9 @@
 from __future__ import annotations
 import inspect
 import torch
+from fastcore.meta import delegates
 from torch import Tensor
 from .mix import Mix, Paste, host_generator, to_device
-from fastcore.meta import delegates
 from . import classic # the candidates that RandoMix knows by name
 from .base import MIXERS, Mixer, build, check_choice
 
@@ -34,6 +34,7 @@ def build_candidates(
     if not candidates: raise ValueError("candidates: expected at least one mixer or name")
     def one(c):
         if isinstance(c, Mixer): return c
+        if hasattr(MIXERS.get(c), "at"): raise ValueError(f"candidates: {c} mixes inside a network, and what is drawn here are images")
         known = inspect.signature(MIXERS[check_choice("candidates", c, sorted(MIXERS))]).parameters
         return build(c, **{k: v for k, v in shared.items() if k in known})
     return [one(c) for c in candidates]

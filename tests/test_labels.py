@@ -43,6 +43,24 @@ def focal_of_the_mean(p, y):
     ce = F.cross_entropy(p, y)
     return (1 - (-ce).exp()) ** 2 * ce
 
+def focal_of_a_number(p, y):
+    ce = F.cross_entropy(p, y)
+    return (1 - math.exp(-ce.item())) ** 2 * ce
+
+def focal_without_gradient(p, y):
+    ce = F.cross_entropy(p, y, reduction="none")
+    with torch.no_grad(): factor = (1 - (-ce.mean()).exp()) ** 2
+    return factor * ce.mean()
+
+def flooded_by_if(p, y):
+    ce = F.cross_entropy(p, y)
+    return 3 - ce if ce < 1.5 else ce
+
+def product(p, y):
+    both = torch.zeros(2)
+    both[0], both[1] = F.cross_entropy(p, y), 1 - p.softmax(1)[torch.arange(len(y)), y].mean()
+    return both.prod()
+
 def focal_by_gather(p, y):
     log = p.log_softmax(1).gather(1, y[:, None])[:, 0]
     return (-WEIGHT[y] * (1 - log.exp()) ** 2 * log).mean()
@@ -327,6 +345,14 @@ case("focal", same(focal), focal_term)
 case("focal, sum", lambda: functools.partial(focal, reduction="sum"), focal_term, over="sum")
 case("focal by gather", same(focal_by_gather), lambda p, y: WEIGHT[y] * focal_term(p, y))
 case("focal of the mean", same(focal_of_the_mean), None)
+case("focal of a number", same(focal_of_a_number), None)
+case("focal without gradient", same(focal_without_gradient), None)
+case("flooded by if", same(flooded_by_if), None)
+case("product", same(product), None)
+case("mean(0)", same(lambda p, y: F.cross_entropy(p, y, reduction="none").mean(0)))
+case("mean(dim=0)", same(lambda p, y: F.cross_entropy(p, y, reduction="none").mean(dim=0)))
+case("sum(1).mean(0)", same(lambda p, y: -(F.one_hot(y, K) * p.log_softmax(1)).sum(1).mean(0)))
+case("sum(0) / B", same(lambda p, y: F.cross_entropy(p, y, reduction="none").sum(0) / len(y)))
 case("masked mean", same(masked_mean), but(255), kept(255), void=255, sure=False)
 case("masked mean + eps", same(functools.partial(masked_mean, eps=1e-7)), but(255), kept(255), void=255, sure=False)
 case("boolean index", same(indexed), but(255), kept(255), void=255, sure=False)
@@ -364,7 +390,7 @@ case("dict", same(lambda p, y: {"mean": F.cross_entropy(p, y, WEIGHT), "all": F.
      lambda *args: (mean(weighted, weight)(*args), none(nll)(*args)), over="parts", sure=False)
 case("gradient by hand", same(lambda p, y: ByHand.apply(p, y)), sure=False)
 case("bfloat16, then float()", same(lambda p, y: F.cross_entropy(p, y).float()), dtype=torch.bfloat16, sure=False)
-case("scripted", same(scripted))
+case("scripted", same(scripted), sure=False)
 case("scripted, -100", same(scripted), but(-100), kept(-100), void=-100, sure=False)
 case("scripted, weights", lambda: torch.jit.script(nn.CrossEntropyLoss(WEIGHT)), weighted, weight, sure=False)
 case("compiled", lambda: compiled(lambda p, y: F.cross_entropy(p, y)), sure=False)
@@ -379,7 +405,7 @@ case("fastai, smoothing, flat", fastai_losses.LabelSmoothingCrossEntropyFlat, sm
 case("fastai, focal", fastai_losses.FocalLoss, focal_term)
 case("fastai, focal, weights", lambda: fastai_losses.FocalLossFlat(weight=WEIGHT), focal_weighted_first)
 case("fastai, dice of the batch", lambda: fastai_losses.DiceLoss(square_in_union=True), None)
-case("fastai, dice", fastai_losses.DiceLoss, lambda p, y: 1 - p.softmax(0)[y])  # its union is always 2 B
+case("fastai, dice", fastai_losses.DiceLoss, lambda p, y: 1 - p.softmax(0)[y], sure=False)  # its union is always 2 B
 
 # Labels that are numbers: name -> loss, shape of labels
 
@@ -662,8 +688,10 @@ def any_of(kind, p, y): return CASES[kind].make()(p, y)
 def by_keyword(p, y, kind): return CASES[kind].make()(p, y)
 
 
+def by_number(p, y): return CASES[list(CASES)[SETTINGS["number"]]].make()(p, y)
+
+
 class Switched(nn.Module):
-    kind = "lambda"
     def forward(self, p, y): return CASES[self.kind].make()(p, y)
 
 
@@ -672,8 +700,15 @@ def switched(kind, f=Switched()):
     return f
 
 
+def set_elsewhere(kind):
+    SETTINGS["number"] = list(CASES).index(kind)
+    return by_number
+
+
+SETTINGS = {}
 ONE_LINE = {"closure": lambda kind: of(CASES[kind].make()), "partial": lambda kind: functools.partial(any_of, kind),
-            "keyword": lambda kind: functools.partial(by_keyword, kind=kind), "attribute": switched}
+            "keyword": lambda kind: functools.partial(by_keyword, kind=kind), "attribute": switched,
+            "elsewhere": set_elsewhere}
 
 
 @pytest.mark.parametrize("how", ONE_LINE)
@@ -754,6 +789,30 @@ def test_errors_of_a_loss_come_through():
         for _ in range(3):
             with pytest.raises(error) as raised: Target(y, index, lam).loss(f, pred)
             assert "not made of" not in str(raised.value)
+
+
+@pytest.mark.parametrize("per", ("sample", "batch"))
+def test_numbers_beside_the_loss(per):
+    pred, y, index, lam = drawn(CASES["module"], 0)
+    if per == "batch": lam = lam[:1].expand(N)
+    f = lambda p, y: (F.cross_entropy(p, y), (p.argmax(1) == y).float().mean().item())
+    for _ in range(3):
+        try: loss, hit = Target(y, index, lam, per=per).loss(f, pred)
+        except ERRORS as error: check_line(error)
+        else:
+            torch.testing.assert_close(loss.double(), loop(CASES["module"], pred, y, y[index], lam))
+            assert hit == pytest.approx(float(Target(y, index, lam).accuracy(pred)), abs=1e-6)
+
+
+def test_gradients_only_where_the_loss_has_them():
+    pred, y, index, lam = drawn(CASES["lambda"], 0)
+    for c in (CASES["function"], CASES["lambda"]):
+        f, want = c.make(), loop(c, pred, y, y[index], lam).float().detach()
+        for _ in range(3):
+            assert not Target(y, index, lam).loss(f, pred.detach()).requires_grad
+            with torch.no_grad(): assert not Target(y, index, lam).loss(f, pred).requires_grad
+            with torch.inference_mode(): value = Target(y, index, lam).loss(f, pred.detach() * 1)
+            torch.testing.assert_close(value.clone(), want)
 
 
 def test_several_predictions():
