@@ -68,7 +68,7 @@ class CMixup:
         nearness = -(own[:, None] - other).square().sum(2) / (2 * self.sigma**2)
         return among((nearness - nearness.amax(1, keepdim=True)).exp(), generator) # the nearest one has weight 1
 
-# %% ../nbs/01a_base.ipynb #e480e659
+# %% ../nbs/01a_base.ipynb #5284ac78
 MIXERS:dict = {} # name -> class; every subclass of `Mixer` enters itself
 PAIRINGS = ("any", "others", "other_class")
 
@@ -89,9 +89,9 @@ def enter(
     name = key or cls.__name__.lower()
     known = MIXERS.setdefault(name, cls)
     ours, theirs = (c.__module__.startswith("mix_research.") for c in (cls, known))
-    if theirs and not ours and key is None:
+    if theirs and not ours:
         warnings.warn(f"{name!r} stays the name of {known.__module__}.{known.__qualname__}; give your class a name of its own, "
-                      f"or take this one: class {cls.__name__}(..., key={name!r})", stacklevel=4)
+                      f"class {cls.__name__}(..., key=\"...\"), or take this one, MIXERS[{name!r}] = {cls.__name__}", stacklevel=4)
     else: MIXERS[name] = cls
 
 # %% ../nbs/01a_base.ipynb #cf957c1d

@@ -40,9 +40,8 @@ def remembered(
     @wraps(f)
     def found(*args):
         if args in made: return made[args]
-        new = f(*args)
         if not torch.compiler.is_compiling(): make_room()
-        made[args] = new
+        new = made[args] = f(*args)
         return new
     found.made = made
     return found

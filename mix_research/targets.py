@@ -103,7 +103,7 @@ def counted(
     if weight is None: return counts.to(torch.float32)
     return weight[torch.where(counts, y, 0)] * counts
 
-# %% ../nbs/00a_targets.ipynb #0ed30920
+# %% ../nbs/00a_targets.ipynb #fbc1414a
 def _each(f, *values): # f of the numbers and tensors in equal tuples, lists or dicts
     first = values[0]
     if isinstance(first, dict): return type(first)({k: _each(f, *(v[k] for v in values)) for k in first})
@@ -123,7 +123,10 @@ def _tensors(values): # the floating-point tensors in it, those that an object h
     return [t for v in values for t in _tensors(v)]
 
 def _probe(pred): # predictions whose gradients are our own
-    def one(t): return t.detach().requires_grad_() if _is_float(t) else t
+    def one(t):
+        if not _is_float(t): return t
+        with suppress(RuntimeError): return t.detach().requires_grad_()
+        return t.detach() # inside torch.func.grad
     return _each(one, pred) if not hasattr(pred, "__dict__") or isinstance(pred, (Tensor, dict)) else pred
 
 # %% ../nbs/00a_targets.ipynb #ee27fe07

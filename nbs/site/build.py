@@ -113,6 +113,11 @@ def library():
         notebook(m.notebook, f"nbs/{m.notebook.name}", f'Source of [`mix_research.{name}`](../api/{name}.md).', module=name)
         rows.append(f"[`{name}`]({m.notebook.name})\n: {prose(blurb(m))}\n")
     toc = "\n".join(f"{m.__name__.split('.')[1]} <{m.notebook.name}>" for m in MODULES)
+    for path in sorted(set(NOTEBOOKS) - {m.notebook for m in MODULES}): # no module, only an explanation
+        name, _, sentence = nbformat.read(path, 4).cells[0].source.removeprefix("# ").partition("\n\n> ")
+        notebook(path, f"nbs/{path.name}")
+        rows.append(f"[{name}]({path.name})\n: {sentence}\n")
+        toc += f"\n{name} <{path.name}>"
     write("nbs/index.md", f"# The library, explained\n\nThe source of the library is these notebooks: each explains, defines, shows and tests one module. Lower ones know nothing of higher ones.\n\n"
           + "\n".join(rows) + f"\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n")
 
