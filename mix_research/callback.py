@@ -4,7 +4,6 @@
 
 # %% ../nbs/10_callback.ipynb #95f2b8cc
 from __future__ import annotations
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 import torch
