@@ -50,7 +50,7 @@ def _compile(mixer):
     def step(index, x, partner, out):
         mix = mixer.drawn(index, x, x if partner is None else partner, None)
         mix.blend(x, partner, out)
-        return mix.lam
+        return mix.lam, mix.per
     step = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__) # a code object of its own, by which the compiler counts
     return torch.compile(step, dynamic=False, options=_SAME_DRAWS)
 
@@ -89,8 +89,8 @@ class Compiled(Mixer, key=""):
             return mix.blend(x, partner, out), mix.target(y, partner_y)
         self.prepare(mixer, x, drawn)
         if out is None: out = torch.empty_like(x)
-        with drawing_from(generator, x.device): lam = self.steps[id(mixer)](index, x, partner, out)
-        return out, Target(y, index, lam, partner_y)
+        with drawing_from(generator, x.device): lam, per = self.steps[id(mixer)](index, x, partner, out)
+        return out, Target(y, index, lam, partner_y, per=per)
 
     def prepare(self, mixer, x, drawn):
         "Compiles the step of a mixer, and has the constants made that images of this kind need."

@@ -13,7 +13,7 @@ from . import classic # the candidates that RandoMix knows by name
 from .base import MIXERS, Mixer, build, check_choice
 
 # %% auto #0
-__all__ = ['check_weights', 'build_candidates', 'join', 'RandoMix']
+__all__ = ['check_weights', 'build_candidates', 'check_candidate', 'join', 'RandoMix']
 
 # %% ../nbs/03_randomix.ipynb #6711e27d
 def check_weights(
@@ -33,11 +33,20 @@ def build_candidates(
     "Mixers from names or mixers."
     if not candidates: raise ValueError("candidates: expected at least one mixer or name")
     def one(c):
-        if isinstance(c, Mixer): return c
-        if hasattr(MIXERS.get(c), "at"): raise ValueError(f"candidates: {c} mixes inside a network, and what is drawn here are images")
+        if isinstance(c, Mixer): return check_candidate(c)
         known = inspect.signature(MIXERS[check_choice("candidates", c, sorted(MIXERS))]).parameters
-        return build(c, **{k: v for k, v in shared.items() if k in known})
+        return check_candidate(build(c, **{k: v for k, v in shared.items() if k in known}))
     return [one(c) for c in candidates]
+
+def check_candidate(
+    c:Mixer, # one that another mixer is to choose
+) -> Mixer: # the same
+    "Raise one clear line unless it draws images for partners that are given."
+    name = type(c).__name__
+    if hasattr(c, "at"): raise ValueError(f"candidates: {name} mixes inside a network, and what is drawn here are images")
+    if getattr(c, "pairing", "any") != "any":
+        raise ValueError(f"candidates: {name} pairs by {c.pairing!r}, but partners are drawn once for all; give pairing to the outer mixer")
+    return c
 
 # %% ../nbs/03_randomix.ipynb #6dc164a7
 def join(
@@ -64,7 +73,7 @@ class RandoMix(Mixer):
         weights=None, # relative probability of each candidate, >= 0; None: all equal
         alpha:float=1., # $\alpha$ of the candidates given by name
         per:str="batch", # draw a candidate per "batch", as the paper does, or per "sample"
-        **kwargs, # p, pairing: see `Mixer`; those of the candidates: p holds as well, pairing does not
+        **kwargs, # p, pairing: see `Mixer`; a candidate's own p holds as well
     ):
         super().__init__(alpha, per, **kwargs)
         self.candidates = build_candidates(candidates, alpha=alpha)

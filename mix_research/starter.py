@@ -31,6 +31,7 @@ from mix_research.pictures import grid, photos"""),
 #| export
 from __future__ import annotations
 import torch
+from fastcore.meta import delegates
 from mix_research.mixers import Mixer"""),
 ("markdown", """
 ## The mixer
@@ -41,12 +42,15 @@ $\\lambda$, the exact mean of $w$. All that is random comes from `generator`; no
 #| export
 class NewMethod(Mixer, key="new_method"):
     "A band of the partner across the last axis."
+    hard = True # every weight is 0 or 1
+    @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\\alpha$: the share to replace is drawn from Beta($\\alpha$, $\\alpha$)
         wrap:bool=True, # what leaves at one end comes in at the other; else it is cut off
         per:str="sample", # one draw per "sample", or one for the whole "batch"
+        **kwargs, # p, pairing: see `Mixer`
     ):
-        super().__init__(alpha, per)
+        super().__init__(alpha, per, **kwargs)
         self.wrap = wrap
 
     def mask(self, s, index, x, partner, generator):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # %% auto #0
-__all__ = ['SUMS', 'SUMS_OF_SUMS', 'UNCHANGED', 'HARMLESS', 'PRODUCTS', 'QUOTIENTS', 'LINEAR', 'PLANS', 'check_labels',
+__all__ = ['SUMS', 'SUMS_OF_SUMS', 'UNCHANGED', 'HARMLESS', 'PRODUCTS', 'QUOTIENTS', 'LINEAR', 'PLANS', 'KINDS', 'check_labels',
            'has_values', 'readable', 'shared', 'one_hot', 'NotApart', 'share_for', 'weighed', 'quotient', 'counted',
            'Watch', 'mixing', 'unwritten', 'watched', 'two_calls', 'whole', 'verified', 'Plan', 'plan_for', 'apart',
            'cross_entropy_options', 'mixed_cross_entropy', 'all_count', 'pairs_loss', 'counting', 'counted_loss',
@@ -327,21 +327,29 @@ def verified(
     except Exception: return False # whatever a stranger's loss raises where it is called as it was not meant to be
     return True if True in found else None
 
-# %% ../nbs/00a_targets.ipynb #e8c55e79
+# %% ../nbs/00a_targets.ipynb #5e17bc74
 @dataclass
 class Plan:
     "What is known of a loss."
     calls:int=0
     apart:bool|None=None # can it be taken apart? None: not yet known; False: once it could not
 
+    def due(self) -> bool:
+        "Counts a call. Is it one at which the loss is verified?"
+        self.calls += 1
+        return self.apart is None or self.apart and not self.calls & (self.calls - 1)
+
 PLANS = WeakKeyDictionary()
+KINDS = 64 # sequences of functions that are remembered of one loss
 
 def plan_for(loss_func, *kind) -> Plan:
     "What is known of `loss_func`; nothing yet for one that cannot be remembered."
     while isinstance(loss_func, partial): loss_func = loss_func.func
     if isinstance(loss_func, MethodType): loss_func = loss_func.__self__
-    try: return PLANS.setdefault(getattr(loss_func, "__code__", loss_func), {}).setdefault(kind, Plan())
+    try: known = PLANS.setdefault(getattr(loss_func, "__code__", loss_func), {})
     except TypeError: return Plan()
+    if len(known) >= KINDS and kind not in known: known.pop(next(iter(known)), None)
+    return known.setdefault(kind, Plan())
 
 def apart(loss_func, pred, y, other, share):
     "The mixed loss, taken apart where that was found to be right; arguments as in `pairs_loss`."
@@ -352,8 +360,7 @@ def apart(loss_func, pred, y, other, share):
     except Exception: return whole(loss_func, pred, y, other, share) # whatever a stranger's loss raises that is looked into
     if not has_values(y) or not all(map(has_values, _tensors(pred))): return again(share)
     plan = plan_for(loss_func, y.ndim, share.ndim, calls)
-    plan.calls += 1
-    if plan.apart is None or plan.apart and not plan.calls & (plan.calls - 1):
+    if plan.due():
         plan.apart = verified(plain, loss_func, pred, y, other, share)
         if torch.equal(y, other): return loss_func(pred, y)
     if plan.apart:
@@ -415,7 +422,7 @@ def pairs_loss(
     at = share_for(share, y) # a label without a share is not asked for its loss, which may be infinite
     return loss(torch.where(at == 0, other, y), torch.where(at == 1, y, other), share)
 
-# %% ../nbs/00a_targets.ipynb #269bf408
+# %% ../nbs/00a_targets.ipynb #821ec997
 def counting(counts:Tensor): # for a `Watch`
     "Dividends and divisors in which sample i counts `counts[i]` times."
     def change(i, n, over):
@@ -431,23 +438,20 @@ def counted_loss(
     counts:Tensor, # how often each sample counts, (B,) >= 0
 ) -> Tensor: # scalar
     "The loss, in which not all samples count alike. Errors: `ValueError` if it is not made of its samples."
-    known = cross_entropy_options(loss_func)
+    known, change = cross_entropy_options(loss_func), counting(counts)
     if known:
-        func, given = known[0], dict(known[1])
-        reduction = given.pop("reduction", "mean")
-        n = func(pred, y, reduction="none", **given) * counts
-        over = counted(y, given.get("weight"), given.get("ignore_index", -100)) * counts if reduction == "mean" else 1
-        return n if reduction == "none" else quotient(n, over, n)
+        found = _unreduced(known[0], (pred, y), known[1])
+        return quotient(*change(0, *found), found[0]) if found else loss_func(pred, y) * counts
     def weighed_by(counts):
-        with Watch(len(counts), pred, counting(counts)): return loss_func(pred, y)
-    plan = plan_for(loss_func, "counts")
-    plan.calls += 1
-    try:
-        if has_values(y) and (plan.apart is None or plan.apart and not plan.calls & (plan.calls - 1)):
+        with Watch(len(counts), pred, counting(counts)) as watch: loss = loss_func(pred, y)
+        return loss, tuple(watch.calls)
+    with suppress(NotApart):
+        loss, calls = weighed_by(counts)
+        plan = plan_for(loss_func, "counts", calls)
+        if has_values(y) and plan.due():
             half = torch.arange(len(y), device=y.device) % 2 == 0
-            with torch.no_grad(): plan.apart = _near(weighed_by(half.to(counts.dtype)), loss_func(pred[half], y[half]))
-        if plan.apart is not False: return weighed_by(counts)
-    except NotApart: plan.apart = False
+            with torch.no_grad(): plan.apart = _near(weighed_by(half.to(counts.dtype))[0], loss_func(pred[half], y[half]))
+        if plan.apart is not False: return loss
     raise ValueError("loss_func: not made of its samples in a way that can be seen, so they cannot count differently; "
                      "way out: cross entropy")
 
@@ -537,7 +541,7 @@ def soft(self:Target,
     if smoothing: raise ValueError("smoothing: is for classes; these labels are numbers already")
     return self.mixed().float()
 
-# %% ../nbs/00a_targets.ipynb #3cc4f9d6
+# %% ../nbs/00a_targets.ipynb #c8a64f44
 @patch
 def loss(self:Target,
     loss_func, # any callable (pred, y): function, module, partial, compiled or not
@@ -561,7 +565,7 @@ def positions(self:Target) -> tuple: # labels of the partners, as `y`; the share
 @patch
 def nearest(self:Target) -> Tensor: # as `y`
     "Each position with the label of the image that is seen there. Errors: `ValueError` if both are."
-    if self.placed() and self.mask.is_hard(): return self.mask.blend_labels(self.y, self.partner_y)
+    if (self.placed() or self.mask and self.mask.size is None) and self.mask.is_hard(): return self.mask.blend_labels(self.y, self.partner_y)
     if torch.equal(self.y, self.y_partner) or bool((self.lam == 1).all()): return self.y
     if self.placed(): why = "a soft mask shows both images"
     elif self.mask is None or self.mask.size is None: why = "no mask says where each image is seen"

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import sigmoid_focal_loss
 
 from mix_research import targets
+from mix_research.compiled import Compiled
 from mix_research.mixers import MIXERS, FeatureMixer, build
 from mix_research.targets import Target
 
@@ -775,7 +776,8 @@ def test_hooks_of_a_loss_are_called():
         for call in range(4):
             pred, y, index, lam = drawn(CASES["module"], call)
             got = outcome(lambda p: Target(y, index, lam).loss(f, p), pred)
-            if got: close(got, outcome(lambda p: 2 * loop(CASES["module"], p, y, y[index], lam), pred), torch.float32)
+            assert got
+            close(got, outcome(lambda p: 2 * loop(CASES["module"], p, y, y[index], lam), pred), torch.float32)
 
 
 def test_errors_of_a_loss_come_through():
@@ -835,6 +837,7 @@ def test_void_labels_that_come_late(name):
         pred, y, index, lam = drawn(c, call)
         if call < 2: y = torch.arange(N) % K
         got = outcome(lambda p: Target(y, index, lam).loss(f, p), pred)
+        assert got or not c.sure
         if got: close(got, outcome(lambda p: loop(c, p, y, y[index], lam), pred), c.dtype)
 
 
@@ -1020,3 +1023,24 @@ def test_a_batch_drawn_per_batch_says_so():
         pred, lam = torch.randn(N, K), target.lam[0]
         want = lam * triplet(pred, y) + (1 - lam) * triplet(pred, target.y_partner)
         torch.testing.assert_close(target.loss(triplet, pred), want)
+
+
+def test_a_loss_that_never_does_the_same_is_not_kept_for_ever(monkeypatch):
+    """What is known of a loss is bounded, whatever it calls."""
+    monkeypatch.setattr(targets, "KINDS", 5)
+    steps = [0]
+
+    def f(p, y):
+        steps[0] += 1
+        for _ in range(steps[0] // 3): p = p + 0.
+        return F.cross_entropy(p, y)
+
+    for call in range(40):
+        pred, y, index, lam = drawn(CASES["lambda"], call)
+        outcome(lambda p: Target(y, index, lam).loss(f, p), pred)
+    assert len(targets.PLANS[f.__code__]) == 5
+
+
+def test_compiled_mixers_say_that_there_is_one_share():
+    x, y = torch.rand(N, 3, 8, 8), torch.arange(N) % K
+    for per in ("sample", "batch"): assert Compiled(build("mixup", per=per))(x, y)[1].per == per
