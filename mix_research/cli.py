@@ -42,15 +42,25 @@ def _channels(folder): # to a kernel: sockets in the folder where they can be, s
 
 def _papermill(source, target, parameters):
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     target.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    cwd = target.parent if study.PACKAGE in source.parents else source.parent # an installed package is only read
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
-        cwd = target.parent if study.PACKAGE in source.parents else source.parent # an installed package is only read
-        papermill.execute_notebook(source, target, parameters, cwd=cwd, progress_bar=False, kernel_name="python3", config=Config(_channels(folder)),
-                                   extra_arguments=["--IPKernelApp.log_level=40"]) # the kernel's own warnings are not the reader's
+        said = Path(folder, "said")
+        how = dict(kernel_manager_class=_kernel(said), config=Config(_channels(folder)), kernel_name="python3")
+        try: papermill.execute_notebook(source, target, parameters, cwd=cwd, progress_bar=False, **how)
+        except DeadKernelError as e: raise DeadKernelError(" ".join(said.read_text(errors="replace").split())[-300:]) from e
     return target
+
+def _kernel(said): # what a kernel says of its own start and end goes into a file; the reader sees it only if the kernel dies
+    from jupyter_client import AsyncKernelManager
+    class Kernel(AsyncKernelManager):
+        async def start_kernel(self, **kw):
+            with open(said, "ab") as file: await super().start_kernel(**kw, stdout=file, stderr=file)
+    return Kernel
 
 # %% ../nbs/21_cli.ipynb #6b425703
 def show_table(s:Study):
@@ -84,7 +94,7 @@ def _executed(studies, out) -> tuple: # paths by study, and a line for each note
     from papermill.exceptions import PapermillExecutionError
     def one(s):
         try: return execute(s, out, train=False)
-        except DeadKernelError: return f"{s.name}: the kernel of its notebook was killed, perhaps for want of memory"
+        except DeadKernelError as e: return f"{s.name}: the kernel of its notebook was killed, perhaps for want of memory" + f"; it said: {e}" * bool(str(e))
         except PapermillExecutionError as e: return f"{s.name}: its notebook stopped with {e.ename}: {e.evalue}"
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool: done = list(tqdm(pool.map(one, studies), total=len(studies), unit="notebook", disable=len(studies) < 2))
     return {s: path for s, path in zip(studies, done) if isinstance(path, Path)}, [line for line in done if isinstance(line, str)]

@@ -238,9 +238,13 @@ def test_full_disk(project, how, tmp_path_factory):
 def test_killed_kernel_and_failing_notebook(project):
     path = project / "papers/randomix/figure_1.ipynb"
     notebook = nbformat.read(path, 4)
-    notebook.cells.append(nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"))
+    notebook.cells.append(nbformat.v4.new_code_cell("import os; os.write(2, b'no room left'); os.kill(os.getpid(), 9)"))
     nbformat.write(notebook, path)
-    assert "randomix/figure_1: the kernel of its notebook was killed" in ended(start(project, "reproduce", "randomix/figure_1"), code=1)
+    killed = ended(start(project, "reproduce", "randomix/figure_1"), code=1)
+    assert "randomix/figure_1: the kernel of its notebook was killed" in killed
+    notebook.cells[-1].source = """import atexit, os; atexit.register(os.write, 2, b"the kernel's own last words")"""
+    nbformat.write(notebook, path)
+    assert "last words" not in ended(start(project, "reproduce", "randomix/figure_1"))
     notebook.cells[-1].source = "import ipykernel, json\nassert json.load(open(ipykernel.get_connection_file()))['transport'] == 'ipc'"  # no port that another command could take first
     nbformat.write(notebook, path)
     ended(start(project, "reproduce", "randomix/figure_1"))
