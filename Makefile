@@ -21,7 +21,7 @@ lib: .venv/ready ## the library from its.notebooks
 	nbdev_clean --fname papers
 
 render: lib ## execute all notebooks in place; papers' tables show the committed records
-	for f in nbs/*.ipynb papers/*/*.ipynb; do jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$f || exit 1; done
+	for f in nbs/*.ipynb nbs/*/*.ipynb papers/*/*.ipynb; do jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$f || exit 1; done
 	nbdev_clean
 	nbdev_clean --fname papers
 
@@ -34,7 +34,7 @@ bench: .venv/ready ## what mixing and training cost on this machine
 	mix-research bench
 
 site: .venv/site ## the notebooks, the records and the reference as pages in _docs/
-	OMP_NUM_THREADS=1 python nbs/site/build.py
+	OMP_NUM_THREADS=1 python site/build.py
 
 .venv/site: .venv/ready
 	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev,cluster,log,site]"

@@ -205,7 +205,7 @@ def test_hooks_of_a_commit(checkout):
     """pre-commit passes what is committed, and mends a notebook that is not clean."""
     if not shutil.which("pre-commit"): pytest.skip("pre-commit is not installed (extra dev)")
     assert run("pre-commit", "run", "--all-files", cwd=checkout).stdout.count("Passed") == 3
-    path = checkout / "nbs/13_adapters.ipynb"
+    path = checkout / "nbs/mixing/14_adapters.ipynb"
     before, nb = path.read_text(), nbformat.read(path, 4)
     next(c for c in nb.cells if c.cell_type == "code").metadata["collapsed"] = True
     nbformat.write(nb, path)
@@ -216,7 +216,7 @@ def test_hooks_of_a_commit(checkout):
 @pytest.mark.parametrize("what, conflict", [("outputs", False), ("source", True)])
 def test_merge_driver(what, conflict, checkout):
     """Two people change one cell: of outputs ours stay, of source both versions stand in a notebook that opens."""
-    path, git = checkout / "nbs/13_adapters.ipynb", lambda *a, **k: run("git", *a, cwd=checkout, **k)
+    path, git = checkout / "nbs/mixing/14_adapters.ipynb", lambda *a, **k: run("git", *a, cwd=checkout, **k)
     git("config", "--local", "include.path", "../.gitconfig")
     def edit(text):
         nb = nbformat.read(path, 4)

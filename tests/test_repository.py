@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted([*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("papers/**/*.ipynb")])
+NOTEBOOKS = sorted([*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("papers/**/*.ipynb")])
 
 
 def copy_of_repository(tmp_path):

@@ -22,7 +22,7 @@ needs_browser = pytest.mark.skipif(not (BROWSER and importlib.util.find_spec("pl
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "some" / "where"
-    done = subprocess.run([sys.executable, "nbs/site/build.py", str(out)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "site/build.py", str(out)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return out
 
@@ -113,7 +113,7 @@ def test_search_finds(site, tab):
     tab.wait_for_selector("#search-results li a")
     tab.wait_for_function("document.querySelectorAll('#search-results li').length > 10")
     found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
-    assert any("papers/miamix/" in f for f in found) and any("nbs/04_miamix" in f for f in found) and not tab.errors
+    assert any("papers/miamix/" in f for f in found) and any("nbs/mixing/10_miamix" in f for f in found) and not tab.errors
 
 
 @needs_browser

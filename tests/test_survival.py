@@ -24,7 +24,7 @@ from conftest import ROOT
 from mix_research import mixers, models, study
 from mix_research.checkpoint import Checkpoint, pack
 from mix_research.record import BadRecord, Record, Run, Store, read_log, sealed
-from mix_research.workers import Task, finish
+from mix_research.jobs import Task, finish
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -189,7 +189,7 @@ import json, resource, sys, torch
 from pathlib import Path
 from mix_research.record import Run, Store
 from mix_research.train import train
-from mix_research.workers import Task, finish
+from mix_research.jobs import Task, finish
 train(Run(epochs=1))
 used = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmSize"))) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 1_500_000_000, -1))

@@ -1,4 +1,4 @@
-"""The site: `python nbs/site/build.py [FOLDER]` writes Sphinx sources from notebooks, records and docstrings to _proc/site, and the pages to FOLDER, by default _docs.
+"""The site: `python site/build.py [FOLDER]` writes Sphinx sources from notebooks, records and docstrings to _proc/site, and the pages to FOLDER, by default _docs.
 
 Notebooks are shown as committed, and nothing is executed but what draws pictures here; every number comes from a record, a measurement or a paper's `reference.csv`."""
 import base64, importlib, inspect, io, json, re, shutil, sys
@@ -11,20 +11,21 @@ import torch.nn.functional as F
 from fastcore.docments import docments
 from PIL import Image
 
-from mix_research import pictures, speed
+from mix_research import figures, speed
 from mix_research.compare import front
 from mix_research.mixers import MIXERS, FeatureMixer, build as mixer_of
 from mix_research.study import Study, artefacts, committed_records, papers_dir, reference
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 WORK = ROOT / "_proc" / "site"
 NAMES = dict(randomix="RandoMix", miamix="MiAMix", lmix="LMix", synermix="SynerMix", beyond="Beyond the papers")
 NAMES |= {p: p for p in dict.fromkeys(a.split("/")[0] for a in artefacts()) if p not in NAMES}
 PAPERS = list(NAMES)
 ARTEFACTS = sorted(artefacts().items(), key=lambda a: (PAPERS.index(a[0].split("/")[0]), [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", a[0])]))
 SPECS = dict(ARTEFACTS)
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if p.stem != "index")
+WINGS = ("mixing", "inputs", "runs", "tables", "app")
+NOTEBOOKS = [p for wing in WINGS for p in sorted((ROOT / "nbs" / wing).glob("*.ipynb"))]
 written = set()
 
 def write(path, content):
@@ -306,7 +307,7 @@ def papers():
 
 def trained():
     "Methods of the library that a protocol may train."
-    return [m for m in pictures.LOOKS if (m in MIXERS and m != "intraclass") or m in ("synermix_intra", "synermix_mixup", "synermix_manifold")]
+    return [m for m in figures.LOOKS if (m in MIXERS and m != "intraclass") or m in ("synermix_intra", "synermix_mixup", "synermix_manifold")]
 
 def works(name):
     "Numbers of spatial dimensions that a mixer takes, by trying."
@@ -384,7 +385,7 @@ def which():
         text += f"\n[{title_of(n)}](papers/{n}.ipynb), preset {s.preset}, {len(s.seeds)} seeds.\n"
         for scenario, v in s.summary().groupby(["dataset", "model", "how"], sort=False):
             g = {r.method: [(r.gain, r.error)] for r in v.itertuples() if not pd.isna(r.gain)}
-            text += f"\n{pictures.scenario_name(s, scenario)}:\n" + html(KEY.split("&ensp;")[1].join(['<p class="key">', ""]) + dots(sorted(g, key=lambda m: -g[m][0][0]), {}, g, s.label, xlabel=f"{s.label(list(s.metrics())[-1])} over {s.label(s.against)}, points"))
+            text += f"\n{figures.scenario_name(s, scenario)}:\n" + html(KEY.split("&ensp;")[1].join(['<p class="key">', ""]) + dots(sorted(g, key=lambda m: -g[m][0][0]), {}, g, s.label, xlabel=f"{s.label(list(s.metrics())[-1])} over {s.label(s.against)}, points"))
     costs, means = protocol.seconds().groupby("method").ratio.median().dropna(), protocol.summary().set_index("method")["mean"]
     on = [m for m in costs.index if m in means.index and isinstance(means[m], float)]
     ahead = [m for m, f in zip(on, front([costs[m] for m in on], [means[m] for m in on])) if f]
@@ -415,7 +416,7 @@ def photographs():
         return F.interpolate(p[..., top:top + side, left:left + side], size=(SIZE, SIZE), mode="bilinear", antialias=True)[0]
     more = [*load_sample_images().images, data.retina()]
     names = ["cat", "astronaut", "coffee", "rocket", "cameraman", "coins", "galaxies", "tissue", "moon", "temple", "flower", "retina"]
-    return torch.cat([pictures.photos(9, SIZE), torch.stack([cut(i.copy()) for i in more])]), names
+    return torch.cat([figures.photos(9, SIZE), torch.stack([cut(i.copy()) for i in more])]), names
 
 def data_uri(image, form, **kw):
     buffer = io.BytesIO()
