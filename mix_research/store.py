@@ -179,7 +179,7 @@ def committed_records() -> list[Path]: # folders
     return [p.parent / "records" for p in sorted(papers_dir().glob("*/protocol.yaml"))]
 
 def default_records() -> Path:
-    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/` or in the working directory."
+    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/` or here."
     papers, here = papers_dir(), Path.cwd()
     own = papers.parent / "reproduced"
     if papers.parent == PACKAGE: # here, or where the working directory is inside one already
