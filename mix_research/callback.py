@@ -92,15 +92,18 @@ def before_batch(self:MixCallback):
     x, self.mixed = self.mixer(x, y, partner, self.generator)
     self.learn.xb = (x,)
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d02
 @patch
 def forward(self:MixCallback):
     "The network's output, mixed inside where the mixer does that."
     learn = self.learn
     if not isinstance(self.mixer, FeatureMixer): return learn.model(*learn.xb)
-    with self.mixer.at(learn.model, *learn.xb, *learn.yb, self.generator) as mixing: pred = learn.model(*learn.xb)
+    with self.mixer.at(learn.model, *learn.xb, *learn.yb, self.generator) as mixing:
+        pred = learn.model(*learn.xb)
     self.mixed = mixing.target
     return pred
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d04
 @patch
 def loss_of(self:MixCallback,
     pred, # the network's output
