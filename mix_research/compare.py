@@ -14,7 +14,8 @@ def _by_seed(study, metric): # scenario, values (seed x method)
     for scenario, v in study.measured(metric).groupby(_SCENARIO, sort=False): yield scenario, v.pivot_table(index="seed", columns="method", values="value")
 
 # %% auto #0
-__all__ = ['paired', 'ranks', 'verdict', 'front', 'beside', 'agreement']
+__all__ = ['OUTCOMES', 'paired', 'ranks', 'verdict', 'front', 'beside', 'agreement', 'judgement', 'judged', 'lead', 'apart',
+           'on_average', 'interval', 'as_table', 'feature_numbers', 'feature_table', 'feature_claims']
 
 # %% ../nbs/tables/05_compare.ipynb #34e8de63
 def paired(
@@ -117,3 +118,122 @@ def agreement(
         if len(v) > 2: text += f" Order of the methods: Kendall's τ = {stats.kendalltau(v.difference, v.printed).statistic:.2f}."
         out.append(text)
     return "\n\n".join(out)
+
+# %% ../nbs/tables/05_compare.ipynb #51a16e17
+OUTCOMES = ("not to be told apart", "better", "worse")
+
+def judgement(
+    difference:float, # of two means
+    error:float, # its standard error; no number for a single seed
+    words:tuple=OUTCOMES, # within two standard errors, above, below
+) -> str:
+    "Which of three words fits a difference."
+    if not abs(difference) > 2 * error: return words[0]
+    return words[1] if difference > 0 else words[2]
+
+def judged(
+    difference:float, # of two means
+    error:float, # its standard error; no number for a single seed
+    words:tuple=OUTCOMES, # within two standard errors, above, below
+    digits:int=2, # after the point
+) -> str: # "+1.20 (standard error 0.30), better"
+    "A difference with its standard error, and what that says."
+    spread = "one seed" if pd.isna(error) else f"standard error {error:.{digits}f}"
+    return f"{difference:+.{digits}f} ({spread}), {judgement(difference, error, words)}"
+
+# %% ../nbs/tables/05_compare.ipynb #30a9fc25
+def lead(
+    summary:pd.DataFrame, # of one scenario: mean, std and n of each method, which is the index
+    a:str, # a method
+    b:str, # the one it is compared with
+) -> tuple[float, float]:
+    "How far the mean of `a` is above that of `b`, and the standard error of that."
+    error = sum(summary["std"][m]**2 / summary["n"][m] for m in (a, b))**.5
+    return summary["mean"][a] - summary["mean"][b], error
+
+def apart(
+    a:pd.Series, # values of one method, one for each seed
+    b:pd.Series, # values of the one it is compared with
+) -> tuple[float, float]:
+    "How far the mean of `a` is above that of `b`, and the standard error of that."
+    return a.mean() - b.mean(), (a.var() / len(a) + b.var() / len(b))**.5
+
+# %% ../nbs/tables/05_compare.ipynb #51370bc3
+def on_average(
+    gains:pd.DataFrame, # gain and error (its standard error) of at least one scenario, as from `figures.gains`
+) -> str:
+    "A gain over all scenarios, and in how many it is more than chance."
+    if len(gains) == 1: return judged(*gains[["gain", "error"]].iloc[0])
+    average = f"{gains.gain.mean():+.2f} on average of {len(gains)} scenarios"
+    if gains.error.isna().all(): return f"{average}, one seed each"
+    better, worse = (gains.gain > 2 * gains.error).sum(), (-gains.gain > 2 * gains.error).sum()
+    return f"{average}, better by more than two standard errors in {better}, worse in {worse}"
+
+def interval(
+    low:float, # its ends; no numbers for a single seed
+    high:float,
+) -> str: # "+0.10 to +1.30", or nothing
+    "An interval as tables show it."
+    return "" if pd.isna(low) else f"{low:+.2f} to {high:+.2f}"
+
+def as_table(
+    rows, # tuples of texts and numbers
+    columns, # a title for each of their places
+) -> str: # Markdown
+    "Rows as a table, every number as it was written."
+    return pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+
+# %% ../nbs/tables/05_compare.ipynb #43a88aed
+def feature_numbers(
+    study:Study, # with records of both numbers
+) -> pd.DataFrame: # cohesion, separability, ratio; the index is dataset, model, how, method, seed
+    "Both numbers and their ratio for each network."
+    index = [*_SCENARIO, "method", "seed"]
+    def values(metric): return study.measured(metric).set_index(index).value.astype(float)
+    v = pd.concat({metric: values(metric) for metric in ("cohesion", "separability")}, axis=1).dropna()
+    return v.assign(ratio=v.cohesion / v.separability)
+
+def feature_table(
+    study:Study, # whose words are used
+    numbers:pd.DataFrame, # of `feature_numbers`
+) -> str: # Markdown
+    "The numbers of each method, mean and standard deviation over seeds."
+    def shown(v): return f"{v.mean():.3f}" + (f" ± {v.std():.3f}" if len(v) > 1 else "")
+    if not len(numbers): return "No record yet."
+    text = numbers.groupby(level=[*_SCENARIO, "method"], sort=False).agg(shown)
+    text.index = [study.label(m) for m in text.index.get_level_values("method")]
+    text = text.rename(columns=dict(ratio="cohesion / separability")).to_markdown(disable_numparse=True)
+    return f"{text}\n\nMean ± standard deviation over seeds."
+
+# %% ../nbs/tables/05_compare.ipynb #bbdfe683
+def _feature_claim(study, t, a, b, number): # of a scenario: the line about a claim, and what came of it by the number and by the ratio
+    words = "not to be told apart", "as claimed", "the other way round"
+    smaller = words[0], words[2], words[1]
+    kinds = (number, smaller if number == "cohesion" else words), ("ratio", smaller)
+    found = [(*apart(t[a][kind], t[b][kind]), w) for kind, w in kinds]
+    by_number, by_ratio = (judged(*f, digits=3) for f in found)
+    what = "tighter" if number == "cohesion" else "further apart"
+    line = f"- {study.label(a)} {what} than {study.label(b)}? {number.capitalize()} {by_number}; cohesion / separability {by_ratio}."
+    return line, [judgement(*f) for f in found]
+
+def _tally(outcomes): return ", ".join(f"{n} {what}" for what, n in pd.Series(outcomes).value_counts().items())
+
+def feature_claims(
+    study:Study, # whose words are used
+    numbers:pd.DataFrame, # of `feature_numbers`
+    claims, # list of (method, the one it is compared with, "cohesion": it is tighter, or "separability": it is further apart)
+) -> str: # Markdown
+    "Which claims about features hold, by the number itself and by the ratio."
+    lines, outcomes = [], []
+    for scenario, v in numbers.groupby(level=_SCENARIO, sort=False):
+        t = dict(list(v.groupby(level="method")))
+        lines.append(f"**{study.title(scenario)}.**\n")
+        for a, b, number in claims:
+            if not {a, b} <= set(t): continue
+            line, outcome = _feature_claim(study, t, a, b, number)
+            lines.append(line)
+            outcomes.append(outcome)
+    if not outcomes: return "\n".join(lines) or "No record yet."
+    by_number, by_ratio = map(_tally, zip(*outcomes))
+    return "\n".join(lines) + (f"\n\nOf the {len(outcomes)} comparisons, by the number itself: {by_number}; by the ratio: {by_ratio}. "
+                               "The paper shows one picture of each network and prints no number.")

@@ -15,7 +15,7 @@ from .checks import check_choice
 # %% auto #0
 __all__ = ['PHOTOS', 'COLUMN', 'PAGE', 'LOOKS', 'photos', 'grid', 'style', 'family', 'look', 'history', 'scenario_name', 'panels',
            'legend', 'bars', 'curves', 'argument', 'sweep', 'gains', 'printed_gains', 'claim_name', 'gain_ranges',
-           'gain_table', 'clusters', 'forest']
+           'gain_table', 'clusters', 'forest', 'embeddings']
 
 # %% ../nbs/tables/06_figures.ipynb #39db3768
 PHOTOS = ("chelsea", "astronaut", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "immunohistochemistry", "moon")
@@ -339,3 +339,37 @@ def forest(
             ax.errorbar(r.difference, i, xerr=None if pd.isna(r.low) else r.high - r.difference, color=LOOKS["synermix_mixup"][0], marker="o", markerfacecolor=None if sure else "white", elinewidth=.8, capsize=2)
         ax.axvline(0, color="black", linewidth=.6); ax.set_yticks(range(len(v)), map(study.label, v.method)); ax.set_xlabel(xlabel); ax.grid(False, axis="y")
     return fig
+
+# %% ../nbs/tables/06_figures.ipynb #9538dfff
+def _embedding(ax, name, record, highlight): # a panel; returns how many images it shows
+    t = record.evaluations["tsne"]["values"]
+    x, y, classes = ([float(v) for v in t[k].split()] for k in ("x", "y", "label"))
+    numbers = record.evaluations.get("features", {}).get("values")
+    ax.axis("on")
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color(".8")
+    clusters(ax, torch.tensor([x, y], dtype=torch.float64).T, torch.tensor(classes).long(), highlight, size=7)
+    if numbers: name += f"\ncohesion {numbers['cohesion']:.2f}, separability {numbers['separability']:.2f}"
+    ax.set_title(name)
+    return len(x)
+
+def embeddings(
+    study, # a `Study`
+    highlight:dict={}, # data set -> classes to colour; of others the first ten
+    height:float=2.6, # inches
+) -> str: # a sentence about the picture
+    "Draws the networks of one seed, the first of those for which most methods have a picture."
+    records = study.records()
+    found = [p for p in study.plan.itertuples() if p.run in records and "tsne" in records[p.run].evaluations]
+    if not found: return f"No picture yet at preset {study.preset}."
+    seed = max(study.seeds, key=[p.seed for p in found].count)
+    shown = {p.method: p for p in found if p.seed == seed}
+    columns = min(3, len(study.methods))
+    fig, axs = plt.subplots(-(-len(study.methods) // 3), columns, figsize=(PAGE, height), squeeze=False)
+    for ax in axs.flat: ax.axis("off")
+    for ax, m in zip(axs.flat, study.methods):
+        if m in shown: n = _embedding(ax, study.label(m), records[shown[m].run], highlight.get(shown[m].dataset, ()))
+        else: ax.set_title(f"{study.label(m)}\nno record yet")
+    first = next(iter(shown.values()))
+    where = scenario_name(study, (first.dataset, first.model, first.how))
+    return f"{where}, seed {seed}, {n} test images, the same in all panels."

@@ -10,7 +10,7 @@ from .protocol import SCENARIO, lower_is_better, protocol_of, reference
 
 # %% auto #0
 __all__ = ['IMAGES', 'caption', 'show', 'progress_line', 'conclusions', 'conclusions_by_metric', 'contradictions',
-           'corrupted_images', 'settings']
+           'corrupted_images', 'settings', 'disagreements', 'left_open']
 
 # %% ../nbs/tables/03_sentences.ipynb #d3c11fb3
 def _when(records): # days
@@ -172,3 +172,18 @@ def settings(
         "Presets:", _list(presets),
         "What the paper leaves open, and our choice:", _list(p.unstated),
     ])
+
+# %% ../nbs/tables/03_sentences.ipynb #78cdbcee
+def disagreements(
+    protocol, # a `Protocol`
+    *codes:str, # such as "LM-03", of its contradictions
+) -> str: # Markdown
+    "Where the paper disagrees with itself: a line for each code."
+    return "\n".join(f"- {protocol.contradictions[code]}" for code in codes)
+
+def left_open(
+    protocol, # a `Protocol`
+    *names:str, # of what the paper does not state
+) -> str: # Markdown
+    "What the paper leaves open and what was chosen: a line for each name."
+    return "\n".join(f"- {name}: {protocol.unstated[name]}" for name in names)
