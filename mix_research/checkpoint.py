@@ -127,7 +127,7 @@ class SaveState(Callback):
         self.resumed, self.earlier = 0, 0. # how often it went on, and the seconds that were trained before
         self.start = time.perf_counter()
 
-# %% ../nbs/runs/13_checkpoint.ipynb #ea8a29ee
+# %% ../nbs/runs/13_checkpoint.ipynb #2e3789ff
 @patch
 def before_fit(self:SaveState):
     "Errors: `BadCheckpoint` if the state does not fit the learner, which is then of no more use."
@@ -136,7 +136,7 @@ def before_fit(self:SaveState):
     if not state: return
     try: self.restore(state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as e:
-        raise BadCheckpoint(f"{self.checkpoint.path}: state of another training ({e})") from e
+        raise BadCheckpoint(f"state of another training ({e})") from e
     self.log("resumed", epoch=self.learn.first_epoch)
 
 @patch

@@ -55,7 +55,7 @@ class Schedule(Callback):
         rate = self.rate_at(self.pct_train)
         for group in self.opt.opt.param_groups: group["lr"] = rate
 
-# %% ../nbs/runs/12_loop.ipynb #7c886015
+# %% ../nbs/runs/12_loop.ipynb #7d7ebbf1
 class LossNotFinite(ArithmeticError):
     "Training diverged."
 
@@ -65,7 +65,9 @@ class Progress(Callback):
     def __init__(self,
         bar, # a tqdm bar over epochs, or None
         every:int=1, # epochs between evaluations
-    ): self.bar, self.every, self.history = bar, every, []
+    ):
+        self.bar, self.every = bar, every
+        self.history, self.times = [], [] # a row per epoch; seconds that each took in training
 
     def before_fit(self): self.times = []
     def before_epoch(self): self.rate = self.opt.hypers[-1]["lr"]
