@@ -14,9 +14,9 @@ from fastcore.basics import patch
 # %% auto #0
 __all__ = ['FastLearner', 'Schedule', 'LossNotFinite', 'Progress', 'Autocast', 'Parallel']
 
-# %% ../nbs/runs/12_loop.ipynb #16c87f99
+# %% ../nbs/runs/12_loop.ipynb #58516255
 class FastLearner(Learner):
-    "fastai's `Learner` for loaders that deliver to the device: the same events to the same callbacks in the same order."
+    "fastai's `Learner` for loaders that deliver to the device: the same events to the same callbacks, in order."
     first_epoch = 0 # epochs before it were trained earlier
     asked, answers = None, {} # callbacks that were asked; event -> those that have something to say
 

@@ -39,7 +39,7 @@ def save_weights(
     torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, content)
     write_atomic(path, content.getvalue())
 
-# %% ../nbs/runs/10_weights.ipynb #44217b89
+# %% ../nbs/runs/10_weights.ipynb #dc75b343
 def _read(path):
     "The tensors in a file, by name."
     try: return torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +56,7 @@ def load_weights(
     "Weights of a record, and of no other. Errors: `ValueError` naming a file that is gone, damaged or another's."
     state = _read(path)
     try: model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as e: raise ValueError(f"{path}: weights of another network") from e
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: weights of another network") from e
     found = weights_hash(model)
     if found != expected: raise ValueError(f"{path}: hash {found}, but the record's network has {expected}")
