@@ -33,14 +33,15 @@ def _holm(p): # p-values of several comparisons, corrected; without a number sta
     corrected = (tested * list(range(len(tested), 0, -1))).cummax().clip(upper=1)
     return corrected.reindex(p.index)
 
-# %% ../nbs/tables/05_compare.ipynb #4a09d278
+# %% ../nbs/tables/05_compare.ipynb #195b5808
 def paired(
     study:Study, # with records
     pairs, # list of (method, the one it is compared with)
     metric:str|None=None, # a metric of the study; the table's last if not given
     level:float=.95, # of the interval, between 0 and 1
-) -> pd.DataFrame: # method, against, dataset, model, how, n (seeds that both have), difference (mean), spread (its standard deviation), low, high (its interval), p (two-sided, Holm's over the pairs of a scenario)
-    "Differences seed by seed. With fewer than two seeds there is a difference without interval; with none, no line."
+) -> pd.DataFrame: # method, against, dataset, model, how, n, difference, spread, low, high, p
+    """Differences seed by seed: how many seeds both have, mean and standard deviation of the difference, its interval
+    from low to high, and p (two-sided, Holm's over the pairs of a scenario). One seed gives no interval, none no line."""
     if not 0 < level < 1: raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     parts = []
     for scenario, v in _by_seed(study, metric):
@@ -105,24 +106,25 @@ def front(
     points = list(zip(cost, value))
     return [not any(c <= a and v >= b and (c, v) != (a, b) for c, v in points) for a, b in points]
 
-# %% ../nbs/tables/05_compare.ipynb #1011d609
+# %% ../nbs/tables/05_compare.ipynb #de7a3bcc
 def beside(
     study:Study, # with records
     printed:dict, # method -> what the paper prints for it
     metric:str|None=None, # a metric of the study; the table's last if not given
-) -> pd.DataFrame: # as of `paired`, to the row `against`; printed (the paper's difference), away ((difference - printed) / spread)
-    "Our differences beside a paper's, on the data sets and networks of the table; what a preset puts in their place is not compared. With one seed there is no spread."
+) -> pd.DataFrame: # as of `paired`, to the row `against`; printed (the paper's difference), away
+    """Our differences beside a paper's; away is (difference - printed) / spread, of which there is none with one seed.
+    What a preset puts in the place of the table's data sets and networks is not compared."""
     base = study.against
     t = paired(study, [(m, base) for m in printed if m != base and base in printed], metric)
     t = t.loc[[r.Index for r in t.itertuples() if (r.dataset, r.model) in study.spec.cells]]
     t = t.assign(printed=[printed[r.method] - printed[r.against] for r in t.itertuples()])
     return t.assign(away=((t.difference - t.printed) / t.spread.where(t.spread > 0)).astype(float))
 
-# %% ../nbs/tables/05_compare.ipynb #4fad28d8
+# %% ../nbs/tables/05_compare.ipynb #1bd0b426
 def _beside_table(study, table): # Markdown
     def text(v, form): return "" if pd.isna(v) else format(v, form)
-    lines = [(study.label(r.method), study.title((r.dataset, r.model, r.how)), f"{r.difference:+.2f}", text(r.spread, ".2f"),
-              f"{r.printed:+.2f}", text(r.away, "+.1f"), r.n) for r in table.itertuples()]
+    lines = [(study.label(r.method), study.title((r.dataset, r.model, r.how)), f"{r.difference:+.2f}",
+              text(r.spread, ".2f"), f"{r.printed:+.2f}", text(r.away, "+.1f"), r.n) for r in table.itertuples()]
     columns = ["Method", "on", f"ours, over {study.label(study.against)}", "standard deviation", "the paper",
                "standard deviations apart", "n"]
     return pd.DataFrame(lines, columns=columns).to_markdown(index=False, disable_numparse=True)
@@ -140,15 +142,16 @@ def _distance(study, v): # of a scenario: how far are the printed gains away?
     known = v.dropna(subset="away")
     if not len(known): return "With one seed there is no spread to measure the distance in."
     far, most = known[known.away.abs() > 2], known.loc[known.away.abs().idxmax()]
-    return (f"Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) of the printed one; "
-            f"beyond: {_gains(study, far)}. Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
+    return (f"Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) "
+            f"of the printed one; beyond: {_gains(study, far)}. "
+            f"Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
 
-# %% ../nbs/tables/05_compare.ipynb #1f3011ea
+# %% ../nbs/tables/05_compare.ipynb #6ce9eb88
 def agreement(
     study:Study, # whose words are used
     table:pd.DataFrame, # of `beside`
 ) -> str: # Markdown
-    "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every data set and network."
+    "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every scenario."
     if not len(table):
         return f"Nothing at preset {study.preset} is of the table's own data, so nothing is compared with the paper."
     out = [_beside_table(study, table)]
