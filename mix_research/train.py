@@ -20,7 +20,7 @@ from tqdm import tqdm
 import mix_research
 from . import data, models
 from .augment import Pipeline
-from .batches import IMAGENET_STATS, Dataset
+from .dataset import IMAGENET_STATS, Dataset
 from .callback import Augment, MixCallback
 from .checkpoint import BadCheckpoint, Checkpoint, Checkpoints
 from .compiled import Compiled, check_compiler
