@@ -14,9 +14,10 @@ from .checks import check_choice, moved
 from .dataset import Dataset, Files
 from .loaders import decode
 from .sources import SOURCES, DataNotFound, Source, data_root, not_whole, obtain
-from .readers import (
+from mix_research.readers import (
     DEBIAN_FASHION_MNIST, FASHION_CLASSES, READERS, caltech256, cifar, digits, fashion_mnist, food101, image_folder,
-    imagenet, labels_from, mini_imagenet, oxford_pets, read_idx, read_images, speech_commands, square, svhn, tiny_imagenet)
+    imagenet, labels_from, mini_imagenet, oxford_pets, read_idx, read_images, speech_commands, square, svhn,
+    tiny_imagenet)
 
 _all_ = ["Dataset", "Files", "decode", "SOURCES", "DataNotFound", "Source", "data_root", "not_whole", "obtain",
     "DEBIAN_FASHION_MNIST", "FASHION_CLASSES", "READERS", "caltech256", "cifar", "digits", "fashion_mnist", "food101",
