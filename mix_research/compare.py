@@ -232,7 +232,7 @@ def feature_numbers(
     study:Study, # with records of both numbers
 ) -> pd.DataFrame: # cohesion, separability, ratio; the index is dataset, model, how, method, seed
     "Both numbers and their ratio for each network."
-    index = [*_SCENARIO, "method", "seed"]
+    index = [*SCENARIO, "method", "seed"]
     def values(metric): return study.measured(metric).set_index(index).value.astype(float)
     v = pd.concat({metric: values(metric) for metric in ("cohesion", "separability")}, axis=1).dropna()
     return v.assign(ratio=v.cohesion / v.separability)
@@ -244,20 +244,21 @@ def feature_table(
     "The numbers of each method, mean and standard deviation over seeds."
     def shown(v): return f"{v.mean():.3f}" + (f" ± {v.std():.3f}" if len(v) > 1 else "")
     if not len(numbers): return "No record yet."
-    text = numbers.groupby(level=[*_SCENARIO, "method"], sort=False).agg(shown)
+    text = numbers.groupby(level=[*SCENARIO, "method"], sort=False).agg(shown)
     text.index = [study.label(m) for m in text.index.get_level_values("method")]
     text = text.rename(columns=dict(ratio="cohesion / separability")).to_markdown(disable_numparse=True)
     return f"{text}\n\nMean ± standard deviation over seeds."
 
 # %% ../nbs/tables/05_compare.ipynb #bbdfe683
-def _feature_claim(study, t, a, b, number): # of a scenario: the line about a claim, and what came of it by the number and by the ratio
+def _feature_claim(study, t, a, b, number): # the line about a claim, and what came of it by the number and by the ratio
     words = "not to be told apart", "as claimed", "the other way round"
     smaller = words[0], words[2], words[1]
     kinds = (number, smaller if number == "cohesion" else words), ("ratio", smaller)
     found = [(*apart(t[a][kind], t[b][kind]), w) for kind, w in kinds]
     by_number, by_ratio = (judged(*f, digits=3) for f in found)
     what = "tighter" if number == "cohesion" else "further apart"
-    line = f"- {study.label(a)} {what} than {study.label(b)}? {number.capitalize()} {by_number}; cohesion / separability {by_ratio}."
+    question = f"- {study.label(a)} {what} than {study.label(b)}?"
+    line = f"{question} {number.capitalize()} {by_number}; cohesion / separability {by_ratio}."
     return line, [judgement(*f) for f in found]
 
 def _tally(outcomes): return ", ".join(f"{n} {what}" for what, n in pd.Series(outcomes).value_counts().items())
@@ -265,11 +266,11 @@ def _tally(outcomes): return ", ".join(f"{n} {what}" for what, n in pd.Series(ou
 def feature_claims(
     study:Study, # whose words are used
     numbers:pd.DataFrame, # of `feature_numbers`
-    claims, # list of (method, the one it is compared with, "cohesion": it is tighter, or "separability": it is further apart)
+    claims, # list of (method, another, "cohesion": it is tighter than that, or "separability": further apart)
 ) -> str: # Markdown
     "Which claims about features hold, by the number itself and by the ratio."
     lines, outcomes = [], []
-    for scenario, v in numbers.groupby(level=_SCENARIO, sort=False):
+    for scenario, v in numbers.groupby(level=SCENARIO, sort=False):
         t = dict(list(v.groupby(level="method")))
         lines.append(f"**{study.title(scenario)}.**\n")
         for a, b, number in claims:
@@ -279,5 +280,6 @@ def feature_claims(
             outcomes.append(outcome)
     if not outcomes: return "\n".join(lines) or "No record yet."
     by_number, by_ratio = map(_tally, zip(*outcomes))
-    return "\n".join(lines) + (f"\n\nOf the {len(outcomes)} comparisons, by the number itself: {by_number}; by the ratio: {by_ratio}. "
-                               "The paper shows one picture of each network and prints no number.")
+    lines.append(f"\nOf the {len(outcomes)} comparisons, by the number itself: {by_number}; by the ratio: {by_ratio}. "
+                 "The paper shows one picture of each network and prints no number.")
+    return "\n".join(lines)
