@@ -47,7 +47,7 @@ def clock(
     wait(device)
     return 1e3 * (time.perf_counter() - start)
 
-# %% ../nbs/tables/07_speed.ipynb #692beacb
+# %% ../nbs/tables/07_speed.ipynb #5dce1016
 def take_turns(
     contenders:dict, # name -> function without arguments
     repeats:int, # turns of each, > 0
@@ -66,10 +66,11 @@ def summary(
     times:dict, # name -> milliseconds
 ) -> pd.DataFrame: # name, ms (median), low, high (quartiles)
     "A line for each contender."
-    series = {k: pd.Series(v) for k, v in times.items()}
-    return pd.DataFrame([dict(name=k, ms=s.median(), low=s.quantile(.25), high=s.quantile(.75)) for k, s in series.items()])
+    series = {name: pd.Series(v) for name, v in times.items()}
+    return pd.DataFrame([dict(name=name, ms=s.median(), low=s.quantile(.25), high=s.quantile(.75))
+                         for name, s in series.items()])
 
-# %% ../nbs/tables/07_speed.ipynb #91fdecf4
+# %% ../nbs/tables/07_speed.ipynb #e31b6293
 def _torchvision(x, y, n_classes):
     from torchvision.transforms import v2
     mixers = {"Mixup": v2.MixUp(num_classes=n_classes), "CutMix": v2.CutMix(num_classes=n_classes)}
@@ -90,6 +91,7 @@ def _fastai(x, y):
         found[f"fastai {name}"] = partial(mix, learn, cb)
     return found
 
+# %% ../nbs/tables/07_speed.ipynb #f737993a
 def _timm(x, y, n_classes):
     try: from timm.data import Mixup
     except ImportError: return {}
@@ -101,7 +103,7 @@ def _timm(x, y, n_classes):
             found[f"timm {name}, a share per {share}"] = partial(m, x, y)
     return found
 
-# %% ../nbs/tables/07_speed.ipynb #1dc0652a
+# %% ../nbs/tables/07_speed.ipynb #fccc944e
 def _own(name): return MIXERS[name].__module__.startswith("mix_research") and not issubclass(MIXERS[name], FeatureMixer)
 
 OWN = [name for name in sorted(MIXERS) if _own(name)] # mixers of this library that work on images
@@ -115,6 +117,7 @@ def others(
     x = x.clone() # some write into their input
     return {**_torchvision(x, y, n_classes), **_fastai(x, y), **_timm(x, y, n_classes)}
 
+# %% ../nbs/tables/07_speed.ipynb #66e53d31
 def mixers(
     shape:list, # of the batch, (B, C, H, W)
     names:list|None=None, # of mixers; None: all, and those of other libraries
@@ -142,9 +145,9 @@ def _ways(name, x, y, out, device, compiled): # of one mixer
     if fast.steps: ways[f"{name}, compiled, into out"] = partial(fast, x, y, generator=g, out=out)
     return ways
 
-# %% ../nbs/tables/07_speed.ipynb #b9854cdc
-METHODS = {"baseline": {}, "mixup": {}, "cutmix": {}, "resizemix": {}, "gridmix": {}, "agmix": {}, "randomix": {}, "fmix": {},
-           "lmix": {}, "miamix": {}, "synermix": {"beta": .1, "inter": "mixup"}, "manifold_mixup": {}}
+# %% ../nbs/tables/07_speed.ipynb #ae0aa288
+METHODS = {"baseline": {}, "mixup": {}, "cutmix": {}, "resizemix": {}, "gridmix": {}, "agmix": {}, "randomix": {},
+           "fmix": {}, "lmix": {}, "miamix": {}, "synermix": {"beta": .1, "inter": "mixup"}, "manifold_mixup": {}}
 
 def noise(
     shape:list, # of a batch, (B, C, H, W)
@@ -156,10 +159,11 @@ def noise(
     x, y = torch.randint(0, 256, (steps * B, *size), dtype=torch.uint8), torch.arange(steps * B) % n_classes
     return Dataset("noise", x, y, x[:2], y[:2], list(map(str, range(n_classes))))
 
-# %% ../nbs/tables/07_speed.ipynb #053036ec
+# %% ../nbs/tables/07_speed.ipynb #f7010919
 def _precision(run, device): # of a step
     return torch.autocast(device.type, torch.bfloat16) if run.precision == "bfloat16" else nullcontext()
 
+# %% ../nbs/tables/07_speed.ipynb #70e79398
 def bare_epoch(
     run:Run, # what to train, plainly
     d:Dataset, # on what
@@ -170,13 +174,13 @@ def bare_epoch(
     device = torch.device(device)
     model, images = assemble.build_model(run, d).to(device), assemble.pipeline(run, d)
     assemble.compile_network(run, model, device)
-    opt = torch.optim.SGD(model.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay, nesterov=run.nesterov,
-                          fused=run.fused or None)
+    opt = torch.optim.SGD(model.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay,
+                          nesterov=run.nesterov, fused=run.fused or None)
     order, draws = generator_for(run, "order"), generator_for(run, "augment", device)
     batches = d.batches("train", run.batch_size, device, shuffle=True, generator=order, drop_last=run.drop_last)
     total = torch.zeros((), device=device)
+    model.train()
     def epoch():
-        model.train()
         for x, y in batches:
             with _precision(run, device): loss = F.cross_entropy(model(images(x, True, draws)), y)
             loss.backward()
@@ -185,7 +189,7 @@ def bare_epoch(
             total.add_(loss.detach(), alpha=len(x)) # as the loop that reports it does
     return lambda: clock(epoch, device) / 1e3
 
-# %% ../nbs/tables/07_speed.ipynb #393f0c15
+# %% ../nbs/tables/07_speed.ipynb #064ab1de
 def training(
     model:str, # a name in `models.MODELS`
     shape:list, # of a batch, (B, C, H, W)
@@ -210,6 +214,7 @@ def training(
     baseline = t.ms[list(contenders).index("baseline")]
     return t.assign(times_baseline=t.ms / baseline, images_per_second=1e3 * shape[0] / t.ms)
 
+# %% ../nbs/tables/07_speed.ipynb #d7946e12
 def _epoch(run, d, device): # a function that trains one by the learner, and returns its seconds
     learn = assemble.build_learner(run, d, torch.device(device))
     def epoch():
@@ -243,7 +248,7 @@ def step_operations(
     with FlopCounterMode(display=False) as counter: net(torch.rand(2, *shape[1:])).sum().backward()
     return counter.get_total_flops() * shape[0] // 2
 
-# %% ../nbs/tables/07_speed.ipynb #694b71eb
+# %% ../nbs/tables/07_speed.ipynb #f12d9cf0
 def growth(
     shapes:list, # of batches
     names:list, # of mixers
@@ -254,6 +259,7 @@ def growth(
     parts = [mixers(s, names, device, repeats).assign(shape="x".join(map(str, s))) for s in shapes]
     return pd.concat(parts, ignore_index=True)
 
+# %% ../nbs/tables/07_speed.ipynb #503a5394
 def intra_cost(
     model:str, # a name in `models.MODELS`
     shape:list, # of a batch, (B, C, H, W)
@@ -295,7 +301,7 @@ class Measurement:
         try: return cls(**unsealed(text))
         except TypeError as e: raise BadRecord(f"not a measurement ({e})") from e
 
-# %% ../nbs/tables/07_speed.ipynb #9c5cb8ff
+# %% ../nbs/tables/07_speed.ipynb #bed7d831
 KINDS = dict(mixers=mixers, training=training, growth=growth, intra_cost=intra_cost, matrix_rate=matrix_rate)
 
 def measure(
@@ -313,6 +319,7 @@ def measure(
     write_atomic(Path(folder) / f"{name}.json", m.to_json())
     return m
 
+# %% ../nbs/tables/07_speed.ipynb #5d59f200
 def measured(
     folder:str|Path, # where measurements lie
 ) -> dict: # name -> `Measurement`
@@ -323,12 +330,12 @@ def measured(
         except (BadRecord, UnicodeDecodeError) as e: print(f"set aside: {path}: {e}")
     return found
 
-# %% ../nbs/tables/07_speed.ipynb #0d93225d
+# %% ../nbs/tables/07_speed.ipynb #137dd927
 def _trainings(gpu, quick): # name -> arguments
     rounds, steps = (12, 50) if gpu else (5, 2)
     if quick: rounds, steps = 2, 2
-    more = 1 if gpu else 3 # rounds of the small network
-    small = dict(what="training", model="small", shape=[32, 1, 16, 16], rounds=more * rounds, steps=steps if gpu else 5 * steps)
+    more = dict(rounds=rounds, steps=steps) if gpu else dict(rounds=3 * rounds, steps=5 * steps)
+    small = dict(what="training", model="small", shape=[32, 1, 16, 16], **more)
     resnet18 = dict(what="training", model="preact_resnet18", shape=[128, 3, 32, 32], rounds=rounds, steps=steps)
     resnet50 = dict(what="training", model="resnet50", shape=[8, 3, 224, 224], rounds=3, steps=1, n_classes=100)
     if not gpu: return dict(small=small, preact_resnet18=resnet18, resnet50=resnet50)
@@ -338,6 +345,7 @@ def _trainings(gpu, quick): # name -> arguments
     return dict(preact_resnet18_plain=resnet18, preact_resnet18_512=resnet18 | fast | large, small=small,
                 preact_resnet18=resnet18 | fast, resnet50=resnet50 | fast)
 
+# %% ../nbs/tables/07_speed.ipynb #4c9fb0da
 def _mixings(quick): # name -> arguments
     batches, sides = ((16, 32), (48,)) if quick else ((32, 64, 128, 256, 512), (64, 96, 128, 224))
     shapes = [[n, 3, 32, 32] for n in batches] + [[16, 3, n, n] for n in sides]
