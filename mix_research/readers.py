@@ -136,7 +136,7 @@ def _unpickled(name, path, root):
     except Exception as e:
         raise not_whole(name, path, root, f"not a readable CIFAR file ({e})") from e
 
-# %% ../nbs/inputs/07_readers.ipynb #127ca659
+# %% ../nbs/inputs/07_readers.ipynb #ee634d06
 @contextmanager
 def _entries(path):
     try:
@@ -154,10 +154,10 @@ def _cifar_part(name, paths, key, n_classes, root):
             raise ValueError(f"{path}: expected (N, 3072) uint8, got {got}")
         x.append(images)
         y.append(labels_from(labels, len(images), n_classes, path))
-    return _as_images(x), torch.cat(y)
+    return _stacked(x), torch.cat(y)
 
-# %% ../nbs/inputs/07_readers.ipynb #f3b23501
-def _as_images(rows):
+# %% ../nbs/inputs/07_readers.ipynb #7b92e2cc
+def _stacked(rows):
     out, end = torch.empty(sum(map(len, rows)), 3, 32, 32, dtype=torch.uint8), 0
     while rows:
         part = torch.from_numpy(rows.pop(0)).view(-1, 3, 32, 32)
