@@ -134,7 +134,7 @@ class Pipeline:
             raise ValueError(f"pad: {resized}; expected 0, got {self.pad}")
         self._affine = {} # of each device, what `normalise` multiplies by and adds
 
-# %% ../nbs/inputs/03_augment.ipynb #f96af8c1
+# %% ../nbs/inputs/03_augment.ipynb #07dbfd7b
 @patch
 def normalise(self:Pipeline,
     x:Tensor, # images, (B, C, H, W), values in [0, 255]
@@ -146,6 +146,7 @@ def normalise(self:Pipeline,
     scale, shift = self._affine[x.device]
     return x.float().mul_(scale).add_(shift)
 
+# %% ../nbs/inputs/03_augment.ipynb #a2c38c1c
 @patch
 def pixels(self:Pipeline,
     x:Tensor, # normalised images, (B, C, H, W)
@@ -153,6 +154,21 @@ def pixels(self:Pipeline,
     "Back from `normalise`."
     scale, shift = self._affine[x.device]
     return (x - shift) / (scale * 255)
+
+# %% ../nbs/inputs/03_augment.ipynb #78610309
+@patch
+def _resized(self:Pipeline, x, train, sizes, kw):
+    if sizes is None: sizes = torch.tensor([x.shape[2:]], device=x.device).expand(len(x), 2)
+    anywhere = train and self.min_area
+    box = random_boxes(sizes, self.min_area, kw["generator"]) if anywhere else central_boxes(sizes)
+    flip = torch.rand(len(x), **kw) < .5 if train and self.flip else None
+    return resized_crop(x, box, self.size, flip)
+
+@patch
+def _shifted(self:Pipeline, x, kw):
+    offset = torch.randint(0, 2 * self.pad + 1, (len(x), 2), **kw)
+    mirrored = torch.rand(len(x), **kw) < .5
+    return crop_flip(x, self.pad, offset, mirrored if self.flip else None)
 
 # %% ../nbs/inputs/03_augment.ipynb #e341855c
 @patch
@@ -174,17 +190,3 @@ def __call__(self:Pipeline,
         centre = torch.stack([torch.randint(0, n, (len(x),), **kw) for n in out.shape[2:]], 1)
         out.mul_(cutout_mask(centre, self.cutout, out.shape[2:]))
     return out
-
-@patch
-def _resized(self:Pipeline, x, train, sizes, kw):
-    if sizes is None: sizes = torch.tensor([x.shape[2:]], device=x.device).expand(len(x), 2)
-    anywhere = train and self.min_area
-    box = random_boxes(sizes, self.min_area, kw["generator"]) if anywhere else central_boxes(sizes)
-    flip = torch.rand(len(x), **kw) < .5 if train and self.flip else None
-    return resized_crop(x, box, self.size, flip)
-
-@patch
-def _shifted(self:Pipeline, x, kw):
-    offset = torch.randint(0, 2 * self.pad + 1, (len(x), 2), **kw)
-    mirrored = torch.rand(len(x), **kw) < .5
-    return crop_flip(x, self.pad, offset, mirrored if self.flip else None)

@@ -90,7 +90,7 @@ class Corrupted:
         part = self._open(corruption)[(severity - 1) * self.n:severity * self.n]
         return torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
 
-# %% ../nbs/inputs/08_data.ipynb #8344ec2b
+# %% ../nbs/inputs/08_data.ipynb #1aa1cdde
 @patch
 def _open(self:Corrupted, file):
     path = self.folder / f"{file}.npy"
@@ -101,6 +101,7 @@ def _open(self:Corrupted, file):
     except (OSError, ValueError, EOFError) as e:
         raise not_whole(f"{self.name}_c", path, self.folder.parent, f"not a whole .npy file ({e})") from e
 
+# %% ../nbs/inputs/08_data.ipynb #bed47a30
 @patch
 def _labels(self:Corrupted):
     path, y = self.folder / "labels.npy", self._open("labels")

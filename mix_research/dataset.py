@@ -22,6 +22,7 @@ def _shuffled(y, generator):
     first = count.cumsum(0) - count # where each class begins
     return order, y[order], torch.arange(len(y)) - first[y[order]], count
 
+# %% ../nbs/inputs/02_dataset.ipynb #4567b73a
 def stratified_split(
     y:Tensor, # labels, (N,) integers
     share:float=.1, # share of each class for validation, in (0, 1)
@@ -90,7 +91,7 @@ class Dataset:
     @property
     def side(self) -> int: return min(self.x.shape[2:]) # in pixels, the shorter one; of `Files` 0: they differ
 
-# %% ../nbs/inputs/02_dataset.ipynb #80de381a
+# %% ../nbs/inputs/02_dataset.ipynb #17d59601
 @patch
 def part(self:Dataset,
     name:str, # "train", "test" or "valid"
@@ -100,6 +101,7 @@ def part(self:Dataset,
     if name == "train": return self.x, self.y
     return getattr(self, f"{name}_x"), getattr(self, f"{name}_y")
 
+# %% ../nbs/inputs/02_dataset.ipynb #65316796
 @patch
 def batches(self:Dataset,
     part:str, # "train", "test" or "valid"
@@ -121,7 +123,7 @@ def pixel_stats(self:Dataset) -> tuple[tuple, tuple]: # mean and standard deviat
     variance = (share * (levels - mean[:, None])**2).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
-# %% ../nbs/inputs/02_dataset.ipynb #4bfac9d8
+# %% ../nbs/inputs/02_dataset.ipynb #15e6bcb1
 @patch
 def split(self:Dataset,
     share:float, # of the training images, in (0, 1)
@@ -133,6 +135,7 @@ def split(self:Dataset,
     held_out = dict(test_x=self._take(valid), test_y=self.y[valid])
     return replace(self, **kept, **held_out, valid_x=None, valid_y=None)
 
+# %% ../nbs/inputs/02_dataset.ipynb #5957c7d6
 @patch
 def few(self:Dataset,
     n:int, # training images of each class

@@ -100,6 +100,7 @@ def _extract(archive, folder):
     else:
         with tarfile.open(archive) as t: t.extractall(folder, filter="data")
 
+# %% ../nbs/inputs/04_download.ipynb #54ed0f75
 def unpack(
     archive:str|Path, # a tar file, compressed or not, or a zip file
     folder:str|Path, # becomes its contents; must not exist

@@ -76,6 +76,7 @@ def put_back(
         finally:
             for g, state in states: g.set_state(state)
 
+# %% ../nbs/inputs/01_loaders.ipynb #afa66be3
 @patch
 def first(self:Order) -> Tensor: # (B,)
     "The indices of the next epoch's first batch, which that epoch then has as well."
@@ -91,6 +92,7 @@ class Loader:
         "The first batch of the next epoch."
         return self.batch(self.order.first())
 
+# %% ../nbs/inputs/01_loaders.ipynb #d959cc08
 class Items:
     "Images and their labels, one by one: the `dataset` of a loader."
     def __init__(self,

@@ -41,7 +41,7 @@ def read_images(
         list(pool.map(fill, range(0, len(paths), 256))) # the first error cancels what has not begun
     return out
 
-# %% ../nbs/inputs/07_readers.ipynb #45af00a8
+# %% ../nbs/inputs/07_readers.ipynb #b21ee864
 def labels_from(
     y:np.ndarray, # labels
     n:int, # how many there should be
@@ -56,6 +56,7 @@ def labels_from(
         raise ValueError(f"{path}: labels must be 0..{n_classes - 1}, got {y.min()}..{y.max()}")
     return torch.from_numpy(y.astype(np.int64))
 
+# %% ../nbs/inputs/07_readers.ipynb #32b665fd
 def _labelled(groups):
     "A list of paths for each class -> all paths, and the class of each."
     labels = [i for i, paths in enumerate(groups) for _ in paths]
@@ -73,13 +74,14 @@ def digits(root:Path, download:bool) -> Dataset:
     test = torch.ones(len(y), dtype=torch.bool).index_fill_(0, train, False)
     return Dataset("digits", x[train], y[train], x[test], y[test], [str(c) for c in range(10)])
 
-# %% ../nbs/inputs/07_readers.ipynb #946ed14f
+# %% ../nbs/inputs/07_readers.ipynb #bee60360
 def _idx_shape(blob):
     "The sizes that the beginning of an IDX file promises; None unless the rest is of just that length."
     if len(blob) < 4 or blob[:3] != b"\0\0\x08" or len(blob) < 4 + 4 * blob[3]: return None
     shape = tuple(np.frombuffer(blob, ">u4", blob[3], 4).tolist())
     return shape if len(blob) == 4 + 4 * len(shape) + math.prod(shape) else None
 
+# %% ../nbs/inputs/07_readers.ipynb #43d5ef4a
 def read_idx(
     path:Path, # an IDX file of bytes, packed by gzip or not
 ) -> np.ndarray: # uint8
@@ -125,15 +127,16 @@ class _Arrays(pickle.Unpickler):
         if name == "dtype": return lambda kind, *_: np.dtype(kind) # old files pass numbers where truth values belong
         return super().find_class(old.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else old, name)
 
+# %% ../nbs/inputs/07_readers.ipynb #7ae60dea
 def _unpickled(name, path, root):
     try:
         with open(path, "rb") as f: return _Arrays(f, encoding="latin1").load()
     except FileNotFoundError as e:
         raise not_whole(name, path, root) from e
-    except Exception as e: # a damaged pickle can raise anything
+    except Exception as e:
         raise not_whole(name, path, root, f"not a readable CIFAR file ({e})") from e
 
-# %% ../nbs/inputs/07_readers.ipynb #72cf1ee4
+# %% ../nbs/inputs/07_readers.ipynb #ee634d06
 @contextmanager
 def _entries(path):
     try:
@@ -151,22 +154,24 @@ def _cifar_part(name, paths, key, n_classes, root):
             raise ValueError(f"{path}: expected (N, 3072) uint8, got {got}")
         x.append(images)
         y.append(labels_from(labels, len(images), n_classes, path))
-    return _as_images(x), torch.cat(y)
+    return _stacked(x), torch.cat(y)
 
-def _as_images(rows):
+# %% ../nbs/inputs/07_readers.ipynb #7b92e2cc
+def _stacked(rows):
     out, end = torch.empty(sum(map(len, rows)), 3, 32, 32, dtype=torch.uint8), 0
-    while rows: # each part is freed when it is copied
+    while rows:
         part = torch.from_numpy(rows.pop(0)).view(-1, 3, 32, 32)
         out[end:end + len(part)] = part
         end += len(part)
     return out
 
-# %% ../nbs/inputs/07_readers.ipynb #65f36642
+# %% ../nbs/inputs/07_readers.ipynb #1971075c
 _CIFAR = dict(
     cifar10=dict(meta="batches.meta", names="label_names", labels="labels",
         train=[f"data_batch_{i}" for i in range(1, 6)], test=["test_batch"]),
     cifar100=dict(meta="meta", names="fine_label_names", labels="fine_labels", train=["train"], test=["test"]))
 
+# %% ../nbs/inputs/07_readers.ipynb #4cb43841
 def cifar(
     name:str, # "cifar10" or "cifar100"
     root:Path, # folder of all data sets
@@ -181,6 +186,7 @@ def cifar(
         for part in ("train", "test"))
     return Dataset(name, *train, *test, classes)
 
+# %% ../nbs/inputs/07_readers.ipynb #fc7e6608
 def cifar10(root:Path, download:bool) -> Dataset: return cifar("cifar10", root, download)
 def cifar100(root:Path, download:bool) -> Dataset: return cifar("cifar100", root, download)
 
@@ -200,6 +206,7 @@ def _house_numbers(path, root):
     if not 1 <= y.min() <= y.max() <= 10: raise ValueError(f"{path}: labels must be 1..10, got {y.min()}..{y.max()}")
     return torch.from_numpy(x).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(y.ravel().astype(np.int64)) % 10
 
+# %% ../nbs/inputs/07_readers.ipynb #68f2c840
 def svhn(root:Path, download:bool) -> Dataset:
     "Street view house numbers, 32 x 32, training and test set."
     train, test = (_house_numbers(path, root) for path in obtain("svhn", root, download))
@@ -227,6 +234,7 @@ def image_folder(
     test_x = read_images([path for path, _ in test.samples], tuple(x.shape[2:]))
     return Dataset(name, x, torch.tensor(train.targets), test_x, torch.tensor(test.targets), train.classes)
 
+# %% ../nbs/inputs/07_readers.ipynb #3702a1ab
 def cifar10_jpeg(root:Path, download:bool) -> Dataset: return image_folder("cifar10_jpeg", root)
 
 # %% ../nbs/inputs/07_readers.ipynb #280e6542
@@ -245,7 +253,17 @@ def _listed(paths, listing):
     if gone: raise DataNotFound(f"{listing}: {gone} is not there")
     return [str(p) for p in paths]
 
-# %% ../nbs/inputs/07_readers.ipynb #ccdcd13f
+# %% ../nbs/inputs/07_readers.ipynb #ea8ef60c
+def _validation_images(folder, classes, root):
+    annotations, index = folder / "val/val_annotations.txt", {c: i for i, c in enumerate(classes)}
+    rows = _fields(annotations, "tiny_imagenet", root, "\t")
+    for r in rows:
+        if len(r) < 2 or r[1] not in index:
+            raise ValueError(f"{annotations}: expected a file and a class of wnids.txt, got {' '.join(r)!r}")
+    paths = _listed([folder / "val/images" / r[0] for r in rows], annotations)
+    return paths, torch.tensor([index[r[1]] for r in rows])
+
+# %% ../nbs/inputs/07_readers.ipynb #36c27604
 def tiny_imagenet(root:Path, download:bool) -> Dataset:
     "200 classes at 64 x 64, the validation images as test set."
     (folder,) = obtain("tiny_imagenet", root, download)
@@ -257,15 +275,6 @@ def tiny_imagenet(root:Path, download:bool) -> Dataset:
     test, test_y = _validation_images(folder, classes, root)
     return Dataset("tiny_imagenet", read_images(train, (64, 64)), y, read_images(test, (64, 64)), test_y, classes)
 
-def _validation_images(folder, classes, root):
-    annotations, index = folder / "val/val_annotations.txt", {c: i for i, c in enumerate(classes)}
-    rows = _fields(annotations, "tiny_imagenet", root, "\t")
-    for r in rows:
-        if len(r) < 2 or r[1] not in index:
-            raise ValueError(f"{annotations}: expected a file and a class of wnids.txt, got {' '.join(r)!r}")
-    paths = _listed([folder / "val/images" / r[0] for r in rows], annotations)
-    return paths, torch.tensor([index[r[1]] for r in rows])
-
 # %% ../nbs/inputs/07_readers.ipynb #36b27afa
 def square(
     path:str|Path, # an image file
@@ -275,7 +284,7 @@ def square(
     from torchvision.transforms.v2 import functional as V
     return V.center_crop(V.resize(decode(path), [side], antialias=True), [side, side])
 
-# %% ../nbs/inputs/07_readers.ipynb #5a0b3320
+# %% ../nbs/inputs/07_readers.ipynb #6c0d6765
 def _by_class(folder, root):
     "The images of each class, in the order of the lists."
     images = {}
@@ -287,6 +296,7 @@ def _by_class(folder, root):
         for path, (_, label) in zip(paths, rows): images.setdefault(label, []).append(path)
     return dict(sorted(images.items()))
 
+# %% ../nbs/inputs/07_readers.ipynb #02d83c77
 def mini_imagenet(root:Path, download:bool) -> Dataset:
     "100 classes at 84 x 84, of each the first five sixths for training."
     (folder,) = obtain("mini_imagenet", root, download)
@@ -311,6 +321,7 @@ def _dishes(listing, root):
     if not isinstance(table, dict): raise ValueError(f"{listing}: expected a list of images for each class")
     return table
 
+# %% ../nbs/inputs/07_readers.ipynb #e0c94aa1
 def food101(root:Path, download:bool) -> Files:
     "101 dishes, the official split."
     (folder,) = obtain("food101", root, download)
@@ -355,6 +366,7 @@ def _pets(listing, images, names, root):
     paths = _listed([images / f"{r[0]}.jpg" for r in rows], listing)
     return paths, torch.tensor([int(r[1]) - 1 for r in rows])
 
+# %% ../nbs/inputs/07_readers.ipynb #5cb1a0b4
 def oxford_pets(root:Path, download:bool) -> Files:
     "37 breeds of cats and dogs, the official split."
     images, lists = obtain("oxford_pets", root, download)
@@ -379,6 +391,7 @@ def _unpack_imagenet(folder, part, unpack_part, root):
         raise not_whole("imagenet", folder / part, root, str(e).splitlines()[0]) from e
     half.rename(folder / part)
 
+# %% ../nbs/inputs/07_readers.ipynb #ef0477f4
 def _class_folders(folder, root):
     from torchvision.datasets import ImageFolder
     try:

@@ -108,17 +108,7 @@ def not_whole(
     place, ways = root / s.place, ", ".join(ways)
     return DataNotFound(f"{name}: no complete data set in {place}; {ways}. {path}: {why or 'not found'}")
 
-# %% ../nbs/inputs/05_sources.ipynb #9007c08c
-def obtain(
-    name:str, # a data set of `SOURCES`
-    root:Path, # folder of all data sets
-    download:bool, # fetch what is missing
-) -> list: # the path of each source's target
-    "All parts of a data set: there already, unpacked from an archive that lies in the root, or downloaded."
-    for s in SOURCES[name]:
-        if not (root / s.target).exists(): _bring(name, s, root, download)
-    return [root / s.target for s in SOURCES[name]]
-
+# %% ../nbs/inputs/05_sources.ipynb #00ce16a8
 def _bring(name, source, root, download):
     target = root / source.target
     archive = target if source.single else root / source.archive
@@ -128,3 +118,14 @@ def _bring(name, source, root, download):
         if not source.single: unpack(archive, target)
     except (DownloadFailed, ValueError) as e:
         raise DataNotFound(f"{name}: {e}") from e
+
+# %% ../nbs/inputs/05_sources.ipynb #adcab84d
+def obtain(
+    name:str, # a data set of `SOURCES`
+    root:Path, # folder of all data sets
+    download:bool, # fetch what is missing
+) -> list: # the path of each source's target
+    "All parts of a data set: there already, unpacked from an archive that lies in the root, or downloaded."
+    for s in SOURCES[name]:
+        if not (root / s.target).exists(): _bring(name, s, root, download)
+    return [root / s.target for s in SOURCES[name]]

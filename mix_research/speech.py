@@ -35,6 +35,7 @@ def mel(
     "HTK's mel scale."
     return 2595 * torch.log10(1 + f / 700)
 
+# %% ../nbs/inputs/06_speech.ipynb #ba632834
 @lru_cache(maxsize=4)
 def mel_filters(
     bands:int=BANDS, # number of filters
@@ -84,11 +85,24 @@ def read_wav(
     if len(data) != 2 * n: raise ValueError(f"{path}: truncated: {len(data) // 2} of {n} samples")
     return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
 
+# %% ../nbs/inputs/06_speech.ipynb #51d6340f
 def one_second(
     x:np.ndarray, # samples
 ) -> np.ndarray: # (16000,)
     "Cut, or followed by silence."
     return np.pad(x[:RATE], (0, max(0, RATE - len(x))))
+
+# %% ../nbs/inputs/06_speech.ipynb #05174f7e
+def _named(listing, clips):
+    "The clips of a list, each of which must be there."
+    try:
+        names = listing.read_text().split()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{listing}: cannot be read ({e})") from e
+    gone = [c for c in names if c not in clips]
+    more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+    if gone: raise ValueError(f"{listing}: {gone[0]} is not there{more}")
+    return names
 
 # %% ../nbs/inputs/06_speech.ipynb #88329c63
 def split_clips(
@@ -103,17 +117,6 @@ def split_clips(
     both = set(valid) & set(test)
     if both: raise ValueError(f"{folder / 'testing_list.txt'}: {min(both)} is in validation_list.txt too")
     return dict(train=sorted(clips - set(valid) - set(test)), valid=sorted(valid), test=sorted(test))
-
-def _named(listing, clips):
-    "The clips of a list, each of which must be there."
-    try:
-        names = listing.read_text().split()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{listing}: cannot be read ({e})") from e
-    gone = [c for c in names if c not in clips]
-    more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
-    if gone: raise ValueError(f"{listing}: {gone[0]} is not there{more}")
-    return names
 
 # %% ../nbs/inputs/06_speech.ipynb #c3844970
 def choose_clips(
@@ -153,6 +156,7 @@ def silences(
 # %% ../nbs/inputs/06_speech.ipynb #dabbdc85
 def _as_images(x): return as_image(log_mel(torch.from_numpy(x).float() / 2**15)) # (B, 16000) int16 -> (B, 32, 32) uint8
 
+# %% ../nbs/inputs/06_speech.ipynb #2a1a984d
 def _images(folder, clips):
     def read(clip): return one_second(read_wav(folder / clip))
     out = torch.empty(len(clips), 1, BANDS, FRAMES, dtype=torch.uint8)
@@ -161,6 +165,7 @@ def _images(folder, clips):
             out[i:i + 512, 0] = _as_images(np.stack(list(pool.map(read, clips[i:i + 512]))))
     return out
 
+# %% ../nbs/inputs/06_speech.ipynb #a861c099
 def _recordings(folder):
     recordings = {p: read_wav(p) for p in sorted((folder / NOISE).glob("*.wav"))}
     if not recordings: raise ValueError(f"{folder / NOISE}: no background recordings (*.wav)")
@@ -170,6 +175,7 @@ def _recordings(folder):
         raise ValueError(f"{p}: {expected}, got {len(r) / RATE:.1f}")
     return list(recordings.values())
 
+# %% ../nbs/inputs/06_speech.ipynb #268c235d
 def make_spectrograms(
     folder:Path, # of the data set
 ) -> dict: # "train_x": (N, 1, 32, 32) uint8, "train_y": (N,) int64, and the same for "valid" and "test"
@@ -191,6 +197,17 @@ def _key():
         rate=RATE, seed=SEED, stretch=STRETCH, classes=CLASSES)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
+# %% ../nbs/inputs/06_speech.ipynb #c7ac35d0
+def _keep(made, cache):
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f: np.savez(f, **{k: v.numpy() for k, v in made.items()})
+        part.replace(cache)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time", stacklevel=3)
+
+# %% ../nbs/inputs/06_speech.ipynb #49a3be81
 def spectrograms(
     folder:str|Path, # of the data set: a folder for each word, `validation_list.txt` and `testing_list.txt`
 ) -> dict: # see `make_spectrograms`
@@ -207,12 +224,3 @@ def spectrograms(
     made = make_spectrograms(folder)
     _keep(made, cache)
     return made
-
-def _keep(made, cache):
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f: np.savez(f, **{k: v.numpy() for k, v in made.items()})
-        part.replace(cache)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time", stacklevel=3)

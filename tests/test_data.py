@@ -1,15 +1,19 @@
-"""Every data set, written in its own on-disk format, read back, compared with torchvision's reader, and damaged in every way that should be noticed."""
+"""Every data set, in its own form on disk: read back, compared with torchvision's reader, damaged as it may be."""
 import csv
+import dataclasses
+import gzip
 import hashlib
 import io
 import json
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import warnings
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +29,7 @@ from torchvision import datasets as tv
 from mix_research import data, dataset, loaders, readers, speech
 
 
-# ---- writers: `write_tree(name, root)` writes a small data set below root, as its makers publish it, and says what is in it ----
+# ---- writers: `write_tree(name, root)` writes a small data set below root, as its makers publish it ----
 
 def pixels(rng, *shape): return rng.integers(0, 256, shape, dtype=np.uint8)
 
@@ -46,25 +50,34 @@ def write_fashion_mnist(root, rng):
     folder.mkdir(parents=True)
     for part, n in (("train", 60), ("t10k", 30)):
         x, y = pixels(rng, n, 28, 28), (np.arange(n) % 10).astype(np.uint8)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, n, 28, 28) + x.tobytes())
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, n) + y.tobytes())
+        images, labels = struct.pack(">HBBIII", 0, 8, 3, n, 28, 28), struct.pack(">HBBI", 0, 8, 1, n)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(images + x.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels + y.tobytes())
         truth[part] = x[:, None], y
-    return dict(x=truth["train"][0], y=truth["train"][1], test_x=truth["t10k"][0], test_y=truth["t10k"][1], n_classes=10)
+    (x, y), (test_x, test_y) = truth["train"], truth["t10k"]
+    return dict(x=x, y=y, test_x=test_x, test_y=test_y, n_classes=10)
 
 
 def write_cifar(root, rng, n_classes, n=None):
     """As of 2009: version 2 of pickle, and the array module's name of that time."""
     fine = n_classes == 100
     folder, n = root / ("cifar-100-python" if fine else "cifar-10-batches-py"), n or (200 if fine else 20)
+    files = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    meta, names, labels = "batches.meta", "label_names", "labels"
+    if fine: meta, names, labels = "meta", "fine_label_names", "fine_labels"
     folder.mkdir()
-    def put(file, content): (folder / file).write_bytes(pickle.dumps(content, 2).replace(b"numpy._core", b"numpy.core"))
-    truth = {}
-    for file in ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+    def put(file, content):
+        (folder / file).write_bytes(pickle.dumps(content, 2).replace(b"numpy._core", b"numpy.core"))
+    truth = {False: [], True: []}  # is it the test set?
+    for file in files:
         y = rng.permutation(np.arange(n) % n_classes)
-        x = np.stack([photo(rng, c, 32, 32) for c in y]).transpose(0, 3, 1, 2) if n < 1000 else pixels(rng, n, 3, 32, 32)
-        put(file, {"data": np.ascontiguousarray(x).reshape(n, -1), "fine_labels" if fine else "labels": y.tolist(), **({"coarse_labels": (y // 5).tolist()} if fine else {}), "filenames": ["a.png"] * n})
-        truth.setdefault("test" in file, []).append((x, y))
-    put("meta" if fine else "batches.meta", {"fine_label_names" if fine else "label_names": [f"class {i}" for i in range(n_classes)]})
+        if n < 1000: x = np.stack([photo(rng, c, 32, 32) for c in y]).transpose(0, 3, 1, 2)
+        else: x = pixels(rng, n, 3, 32, 32)
+        content = {"data": np.ascontiguousarray(x).reshape(n, -1), labels: y.tolist(), "filenames": ["a.png"] * n}
+        if fine: content["coarse_labels"] = (y // 5).tolist()
+        put(file, content)
+        truth["test" in file].append((x, y))
+    put(meta, {names: [f"class {i}" for i in range(n_classes)]})
     (x, y), (test_x, test_y) = (map(np.concatenate, zip(*truth[part])) for part in (False, True))
     return dict(x=x, y=y, test_x=test_x, test_y=test_y, n_classes=n_classes)
 
@@ -82,21 +95,25 @@ def write_svhn(root, rng, sizes=(60, 30)):
     for part, n in zip(("train", "test"), sizes):
         y = rng.permutation(np.arange(n) % 10)
         x = np.stack([photo(rng, c, 32, 32) for c in y]).transpose(0, 3, 1, 2)
-        scipy.io.savemat(root / f"svhn/{part}_32x32.mat", {"X": x.transpose(2, 3, 1, 0), "y": np.where(y == 0, 10, y).astype(np.uint8)[:, None]}, do_compression=True)
+        content = {"X": x.transpose(2, 3, 1, 0), "y": np.where(y == 0, 10, y).astype(np.uint8)[:, None]}
+        scipy.io.savemat(root / f"svhn/{part}_32x32.mat", content, do_compression=True)
         truth += [x, y]
     return dict(zip(("x", "y", "test_x", "test_y"), truth), n_classes=10)
 
 
 def write_tiny_imagenet(root, rng, classes=("n02124075", "n01443537", "n04067472"), n=6):
-    folder = root / "tiny-imagenet-200"
-    rows, test_y = [], []
+    folder, rows, test_y = root / "tiny-imagenet-200", [], []
     for k, c in enumerate(sorted(classes)):
-        for i in range(n): save(folder / f"train/{c}/images/{c}_{i}.JPEG", photo(rng, k, 64, 64) if i else photo(rng, k, 64, 64)[..., 0])  # some of them are grey
-        (folder / f"train/{c}/{c}_boxes.txt").write_text("".join(f"{c}_{i}.JPEG\t0\t0\t62\t62\n" for i in range(n)))
+        for i in range(n):
+            image = photo(rng, k, 64, 64)
+            save(folder / f"train/{c}/images/{c}_{i}.JPEG", image if i else image[..., 0])  # some of them are grey
+        boxes = [f"{c}_{i}.JPEG\t0\t0\t62\t62\n" for i in range(n)]
+        (folder / f"train/{c}/{c}_boxes.txt").write_text("".join(boxes))
     for i in range(9):
         k = int(rng.integers(len(classes)))
         save(folder / f"val/images/val_{i}.JPEG", photo(rng, k, 64, 64))
-        rows.append(f"val_{i}.JPEG\t{sorted(classes)[k]}\t0\t0\t44\t62\n"); test_y.append(k)
+        rows.append(f"val_{i}.JPEG\t{sorted(classes)[k]}\t0\t0\t44\t62\n")
+        test_y.append(k)
     save(folder / "test/images/test_0.JPEG", photo(rng, 0, 64, 64))
     (folder / "val/val_annotations.txt").write_text("".join(rows))
     (folder / "wnids.txt").write_text("\n".join(classes) + "\n")
@@ -105,28 +122,34 @@ def write_tiny_imagenet(root, rng, classes=("n02124075", "n01443537", "n04067472
 
 
 def write_mini_imagenet(root, rng, n=12):
-    folder, parts = root / "mini_imagenet", {"train": ["n01532829", "n03400231"], "val": ["n01855672"], "test": ["n01930112"]}
+    folder = root / "mini_imagenet"
+    parts = {"train": ["n01532829", "n03400231"], "val": ["n01855672"], "test": ["n01930112"]}
     classes = sorted(sum(parts.values(), []))
     for part, names in parts.items():
         rows = [(f"{c}{i:08d}.jpg", c) for c in names for i in rng.permutation(1000)[:n]]
         for f, c in rows: save(folder / "images" / f, photo(rng, classes.index(c), *rng.integers(90, 140, 2)))
-        with open(folder / f"{part}.csv", "w", newline="") as f: csv.writer(f, lineterminator="\n").writerows([("filename", "label"), *rows])
-    return dict(y=np.repeat(np.arange(4), n * 5 // 6), test_y=np.repeat(np.arange(4), n - n * 5 // 6), n_classes=4)
+        with open(folder / f"{part}.csv", "w", newline="") as f:
+            csv.writer(f, lineterminator="\n").writerows([("filename", "label"), *rows])
+    cut = n * 5 // 6
+    return dict(y=np.repeat(np.arange(4), cut), test_y=np.repeat(np.arange(4), n - cut), n_classes=4)
 
 
 def write_imagenet(root, rng, sizes=(8, 3)):
     for part, n in zip(("train", "val"), sizes):
         for k, c in enumerate(("n01440764", "n01443537", "n02102040")):
-            for i in range(n): save(root / f"imagenet/{part}/{c}/{c if part == 'train' else 'ILSVRC2012_val'}_{k * n + i:08d}.JPEG", photo(rng, k, *rng.integers(40, 90, 2)))
+            first = c if part == "train" else "ILSVRC2012_val"
+            for i in range(k * n, k * n + n):
+                save(root / f"imagenet/{part}/{c}/{first}_{i:08d}.JPEG", photo(rng, k, *rng.integers(40, 90, 2)))
     return dict(y=np.repeat(np.arange(3), sizes[0]), test_y=np.repeat(np.arange(3), sizes[1]), n_classes=3)
 
 
 def write_food101(root, rng, classes=("waffles", "apple_pie", "sushi")):
-    folder, ids = root / "food-101", {}
+    folder, ids = root / "food-101", {"train": {}, "test": {}}
     for part, n in (("train", 6), ("test", 2)):
-        for c in classes: ids.setdefault(part, {})[c] = [f"{c}/{i}" for i in rng.choice(10**6, n, replace=False)]
+        for c in classes: ids[part][c] = [f"{c}/{i}" for i in rng.choice(10**6, n, replace=False)]
         for c in classes:
-            for i in ids[part][c]: save(folder / f"images/{i}.jpg", photo(rng, sorted(classes).index(c), *rng.integers(40, 90, 2)))
+            k = sorted(classes).index(c)
+            for i in ids[part][c]: save(folder / f"images/{i}.jpg", photo(rng, k, *rng.integers(40, 90, 2)))
     (folder / "meta").mkdir()
     for part in ids:
         (folder / f"meta/{part}.json").write_text(json.dumps(ids[part]))
@@ -139,8 +162,10 @@ def write_caltech256(root, rng, sizes={"001.ak47": 63, "002.american-flag": 61, 
     folder = root / "caltech256/256_ObjectCategories"
     for k, (c, n) in enumerate(sizes.items()):
         for i in range(1, n + 1): save(folder / f"{c}/{c[:3]}_{i:04d}.jpg", photo(rng, k, *rng.integers(24, 48, 2)))
-    (folder / "001.ak47/RENAME2").write_text("a stray, as in the published archive"); (folder / c / "greg").mkdir()
-    return dict(y=np.repeat(np.arange(len(sizes)), 60), test_y=np.repeat(np.arange(len(sizes)), [n - 60 for n in sizes.values()]), n_classes=len(sizes))
+    (folder / "001.ak47/RENAME2").write_text("a stray, as in the published archive")
+    (folder / c / "greg").mkdir()
+    classes, rest = np.arange(len(sizes)), [n - 60 for n in sizes.values()]
+    return dict(y=np.repeat(classes, 60), test_y=np.repeat(classes, rest), n_classes=len(sizes))
 
 
 def write_oxford_pets(root, rng, breeds=("Abyssinian", "american_bulldog", "Bengal")):
@@ -156,17 +181,19 @@ def write_oxford_pets(root, rng, breeds=("Abyssinian", "american_bulldog", "Beng
 
 def write_speech_commands(root, rng, n=6):
     folder, t = root / "speech_commands_v0.01", np.arange(speech.RATE) / speech.RATE
+    def write(name, x): scipy.io.wavfile.write(folder / name, speech.RATE, x.astype(np.int16))
     lists = {"validation_list.txt": [], "testing_list.txt": []}
     for k, word in enumerate([*speech.KEYWORDS, "bed", "cat", "wow"]):
         (folder / word).mkdir(parents=True)
         for i in range(n):
             name = f"{word}/{rng.integers(16**8):08x}_nohash_{i}.wav"
             x = 8000 * np.sin(2 * np.pi * (200 + 150 * k) * t) + rng.normal(0, 100, len(t))
-            scipy.io.wavfile.write(folder / name, speech.RATE, x[:rng.integers(9000, len(t) + 1)].astype(np.int16))
+            write(name, x[:rng.integers(9000, len(t) + 1)])
             if i < 2: lists[("validation_list.txt", "testing_list.txt")[i]].append(name)
     for file, names in lists.items(): (folder / file).write_text("\n".join(names) + "\n")
     (folder / "_background_noise_").mkdir()
-    for name in ("pink_noise", "running_tap"): scipy.io.wavfile.write(folder / f"_background_noise_/{name}.wav", speech.RATE, rng.normal(0, 1000, 12 * speech.RATE).astype(np.int16))
+    for name in ("pink_noise", "running_tap"):
+        write(f"_background_noise_/{name}.wav", rng.normal(0, 1000, 12 * speech.RATE))
     (folder / "_background_noise_/README.md").write_text("noise")
     return dict(y=np.repeat(np.arange(12), n - 2), test_y=np.arange(12), n_classes=12)  # in no particular order
 
@@ -181,13 +208,21 @@ def write_cifar_c(root, rng, n_classes, n=20):
     return dict(x=x, y=y)
 
 
-WRITERS = dict(fashion_mnist=write_fashion_mnist, cifar10=lambda *a: write_cifar(*a, 10), cifar100=lambda *a: write_cifar(*a, 100), cifar10_jpeg=write_cifar10_jpeg, svhn=write_svhn,
-               tiny_imagenet=write_tiny_imagenet, mini_imagenet=write_mini_imagenet, imagenet=write_imagenet, food101=write_food101, caltech256=write_caltech256,
-               oxford_pets=write_oxford_pets, speech_commands=write_speech_commands, cifar10_c=lambda *a: write_cifar_c(*a, 10), cifar100_c=lambda *a: write_cifar_c(*a, 100))
+WRITERS = dict(
+    fashion_mnist=write_fashion_mnist,
+    cifar10=partial(write_cifar, n_classes=10), cifar100=partial(write_cifar, n_classes=100),
+    cifar10_jpeg=write_cifar10_jpeg, svhn=write_svhn,
+    tiny_imagenet=write_tiny_imagenet, mini_imagenet=write_mini_imagenet, imagenet=write_imagenet,
+    food101=write_food101, caltech256=write_caltech256, oxford_pets=write_oxford_pets,
+    speech_commands=write_speech_commands,
+    cifar10_c=partial(write_cifar_c, n_classes=10), cifar100_c=partial(write_cifar_c, n_classes=100))
 
 
 def write_tree(name, root):
-    """Writes a small data set below `root`; x, y, test_x, test_y (NumPy; x only where the format keeps pixels as they are) and n_classes say what is in it."""
+    """
+    Writes a small data set below `root`. What is in it: n_classes, y, test_y and, where the format keeps pixels as
+    they are, x and test_x (NumPy).
+    """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(**WRITERS[name](root, np.random.default_rng(0)))
@@ -195,7 +230,8 @@ def write_tree(name, root):
 
 # ---- reading ----
 
-IN_MEMORY = ("fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "tiny_imagenet", "mini_imagenet", "speech_commands")
+IN_MEMORY = ("fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "tiny_imagenet", "mini_imagenet",
+             "speech_commands")
 STREAMED = ("imagenet", "food101", "caltech256", "oxford_pets")
 
 
@@ -207,20 +243,25 @@ def nothing_remembered(monkeypatch, tmp_path):
     data._load.cache_clear()
 
 
-def test_every_data_set_has_a_writer(): assert {*IN_MEMORY, *STREAMED, "digits"} == set(data.DATASETS) and set(data.SOURCES) | {"cifar10_jpeg"} == set(WRITERS)
+def test_every_data_set_has_a_writer():
+    assert {*IN_MEMORY, *STREAMED, "digits"} == set(data.DATASETS)
+    assert set(data.SOURCES) | {"cifar10_jpeg"} == set(WRITERS)
 
 
 @pytest.mark.parametrize("name", IN_MEMORY + STREAMED)
 def test_counts_and_labels(name, tmp_path):
     truth, d = write_tree(name, tmp_path), data.load(name, tmp_path)
     assert ("valid" in d.parts) == (name in data.VALIDATED)
-    assert d.name == name and d.n_classes == truth.n_classes and type(d) is (dataset.Dataset if name in IN_MEMORY else dataset.Files)
+    assert d.name == name and d.n_classes == truth.n_classes
+    assert type(d) is (dataset.Dataset if name in IN_MEMORY else dataset.Files)
     for part in ("y", "test_y"):
         want, got = getattr(truth, part), getattr(d, part).numpy()
-        assert np.array_equal(np.sort(got), want) if name == "speech_commands" else np.array_equal(got, want), part
+        if name == "speech_commands": got = np.sort(got)
+        assert np.array_equal(got, want), part
     for part in ("x", "test_x"):
         if hasattr(truth, part): assert np.array_equal(getattr(d, part).numpy(), getattr(truth, part)), part
-    assert len(d.x) == len(d.y) and len(d.test_x) == len(d.test_y) and (name in STREAMED or torch.equal(next(iter(d.batches("test", 4)))[0], d.test_x[:4]))
+    assert len(d.x) == len(d.y) and len(d.test_x) == len(d.test_y)
+    if name in IN_MEMORY: assert torch.equal(next(iter(d.batches("test", 4)))[0], d.test_x[:4])
     assert data.load(name, tmp_path) is d and data.load(name, tmp_path, download=False) is d
 
 
@@ -234,21 +275,27 @@ def torchvision_reads(name, root, monkeypatch):
     """torchvision's own readers of the same tree; what they hash is this tree's."""
     if name in ("cifar10", "cifar100"):
         cls = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[name]
-        hashed = lambda file: md5_of(root / cls.base_folder / file)
-        for part in ("train_list", "test_list"): monkeypatch.setattr(cls, part, [[f, hashed(f)] for f, _ in getattr(cls, part)])
+        def hashed(file): return md5_of(root / cls.base_folder / file)
+        for part in ("train_list", "test_list"):
+            monkeypatch.setattr(cls, part, [[f, hashed(f)] for f, _ in getattr(cls, part)])
         monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": hashed(cls.meta["filename"])})
         return both_parts(lambda train: cls(root, train=train))
     if name == "svhn":
-        monkeypatch.setattr(tv.SVHN, "split_list", {k: [u, f, md5_of(root / "svhn" / f)] for k, (u, f, _) in tv.SVHN.split_list.items() if k != "extra"})
+        parts = ((k, tv.SVHN.split_list[k]) for k in ("train", "test"))
+        files = {k: [url, f, md5_of(root / "svhn" / f)] for k, (url, f, _) in parts}
+        monkeypatch.setattr(tv.SVHN, "split_list", files)
         return both_parts(lambda train: tv.SVHN(root / "svhn", "train" if train else "test"))
     if name == "fashion_mnist": return both_parts(lambda train: tv.FashionMNIST(root, train))
     if name == "food101": return both_parts(lambda train: tv.Food101(root, "train" if train else "test"))
     if name == "oxford_pets": return both_parts(lambda train: tv.OxfordIIITPet(root, "trainval" if train else "test"))
-    if name == "imagenet": return both_parts(lambda train: tv.ImageFolder(root / "imagenet" / ("train" if train else "val")))
-    return both_parts(lambda train: tv.ImageFolder(root / name / ("train" if train else "test")))
+    test = "val" if name == "imagenet" else "test"
+    return both_parts(lambda train: tv.ImageFolder(root / name / ("train" if train else test)))
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "food101", "oxford_pets", "imagenet"])
+SAME = ["fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "food101", "oxford_pets", "imagenet"]
+
+
+@pytest.mark.parametrize("name", SAME)
 def test_same_as_torchvision(name, tmp_path, monkeypatch):
     """Image by image; for Food-101 in any order, since torchvision keeps that of the JSON file's classes."""
     write_tree(name, tmp_path)
@@ -260,61 +307,78 @@ def test_same_as_torchvision(name, tmp_path, monkeypatch):
         x, y = d.part(part)
         if name in STREAMED: x = [loaders.decode(p) for p in x]
         ours = [(int(c), im.permute(1, 2, 0).numpy().tobytes(), tuple(im.shape[1:])) for im, c in zip(x, y)]
-        want = [(int(c), np.asarray(im if name == "fashion_mnist" else im.convert("RGB")).tobytes(), im.size[::-1]) for im, c in them]
+        if name != "fashion_mnist": them = [(im.convert("RGB"), c) for im, c in them]
+        want = [(int(c), np.asarray(im).tobytes(), im.size[::-1]) for im, c in them]
         assert (sorted(ours) == sorted(want)) if name == "food101" else (ours == want)
     if name not in ("svhn", "oxford_pets"): assert d.classes == list(theirs[0].classes)
 
 
 def test_caltech256_is_split_once(tmp_path, monkeypatch):
     write_tree("caltech256", tmp_path)
-    d = data.load("caltech256", tmp_path)
+    d, folder = data.load("caltech256", tmp_path), tmp_path / "caltech256/256_ObjectCategories"
     assert d.classes == ["ak47", "american-flag", "clutter"] and not set(d.x) & set(d.test_x)
-    assert sorted(d.x + d.test_x) == sorted(map(str, (tmp_path / "caltech256/256_ObjectCategories").glob("*/*.jpg")))
+    assert sorted(d.x + d.test_x) == sorted(map(str, folder.glob("*/*.jpg")))
     for paths, y in (d.part("train"), d.part("test")):
         for p, c in zip(paths, y): assert d.classes[c] in p
     data._load.cache_clear()
     assert data.load("caltech256", tmp_path).x == d.x, "the same split every time"
-    assert d.x[:60] != sorted(map(str, (tmp_path / "caltech256/256_ObjectCategories/001.ak47").glob("*.jpg")))[:60], "drawn, not the first sixty"
+    assert d.x[:60] != sorted(map(str, (folder / "001.ak47").glob("*.jpg")))[:60], "drawn, not the first sixty"
 
 
-def test_tiny_and_mini_imagenet_pixels(tmp_path):
-    write_tree("tiny_imagenet", tmp_path); write_tree("mini_imagenet", tmp_path)
+def image(tensor): return tensor.permute(1, 2, 0).numpy()
+
+
+def test_tiny_imagenet_pixels(tmp_path):
+    write_tree("tiny_imagenet", tmp_path)
     d, folder = data.load("tiny_imagenet", tmp_path), tmp_path / "tiny-imagenet-200"
     c = d.classes[1]
-    for i, im in enumerate(d.x[6:12]): assert np.array_equal(im.permute(1, 2, 0).numpy(), np.asarray(Image.open(folder / f"train/{c}/images/{c}_{i}.JPEG").convert("RGB")))
-    for i, im in enumerate(d.test_x): assert np.array_equal(im.permute(1, 2, 0).numpy(), np.asarray(Image.open(folder / f"val/images/val_{i}.JPEG")))
+    for i, im in enumerate(d.x[6:12]):
+        want = Image.open(folder / f"train/{c}/images/{c}_{i}.JPEG").convert("RGB")
+        assert np.array_equal(image(im), np.asarray(want))
+    for i, im in enumerate(d.test_x):
+        assert np.array_equal(image(im), np.asarray(Image.open(folder / f"val/images/val_{i}.JPEG")))
+
+
+def test_mini_imagenet_pixels(tmp_path):
+    """Of each class ten images train and two test, in the order of the lists."""
+    write_tree("mini_imagenet", tmp_path)
     d, folder, rows = data.load("mini_imagenet", tmp_path), tmp_path / "mini_imagenet", []
     for part in ("train", "val", "test"): rows += list(csv.DictReader(open(folder / f"{part}.csv")))
     assert d.x.shape[1:] == (3, 84, 84)
     for c in range(4):
         files = [r["filename"] for r in rows if r["label"] == d.classes[c]]
-        for got, f in zip([*d.x[d.y == c], *d.test_x[d.test_y == c]], files, strict=True):  # ten train and two test, in the order of the list
+        for got, f in zip([*d.x[d.y == c], *d.test_x[d.test_y == c]], files, strict=True):
             im = Image.open(folder / "images" / f)
             w, h = (int(n * 84 / min(im.size)) for n in im.size)
-            want = np.asarray(im.resize((w, h), Image.Resampling.BILINEAR).crop((round((w - 84) / 2), round((h - 84) / 2), round((w - 84) / 2) + 84, round((h - 84) / 2) + 84)))
-            assert np.abs(got.permute(1, 2, 0).numpy().astype(int) - want).mean() < 2, f
+            left, top = round((w - 84) / 2), round((h - 84) / 2)
+            want = im.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + 84, top + 84))
+            assert np.abs(image(got).astype(int) - np.asarray(want)).mean() < 2, f
 
 
 def test_speech_commands(tmp_path):
     write_tree("speech_commands", tmp_path)
     d, folder = data.load("speech_commands", tmp_path), tmp_path / "speech_commands_v0.01"
-    assert d.x.shape == (48, 1, 32, 32) and d.parts == ["train", "test", "valid"] and torch.bincount(d.valid_y).tolist() == [1] * 12 and d.classes[10:] == ["unknown", "silence"]
+    assert d.x.shape == (48, 1, 32, 32) and d.parts == ["train", "test", "valid"]
+    assert torch.bincount(d.valid_y).tolist() == [1] * 12 and d.classes[10:] == ["unknown", "silence"]
     for part, file in (("valid", "validation_list.txt"), ("test", "testing_list.txt")):
         x, y = d.part(part)
         for name in (folder / file).read_text().split():
             word = name.split("/")[0]
             if word not in speech.KEYWORDS: continue
             _, samples = scipy.io.wavfile.read(folder / name)
-            want = speech.as_image(speech.log_mel(torch.from_numpy(np.pad(samples, (0, 16_000 - len(samples))))[None].float() / 2**15))
+            clip = torch.from_numpy(np.pad(samples, (0, 16_000 - len(samples))))[None].float() / 2**15
+            want = speech.as_image(speech.log_mel(clip))
             assert torch.equal(x[y == speech.KEYWORDS.index(word)][0], want), name
-    for k in range(10): assert (d.x[d.y == k].float().mean((0, 1, 3)).argmax() - int((speech.mel(torch.tensor(200. + 150 * k)) / 86.06).round() - 1)).abs() <= 1, "a word's own tone"
+    for k in range(10):  # a word's own tone
+        band = int((speech.mel(torch.tensor(200. + 150 * k)) / 86.06).round() - 1)
+        assert (d.x[d.y == k].float().mean((0, 1, 3)).argmax() - band).abs() <= 1, k
     assert next(folder.glob("mel_*.npz")).stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("n_classes", [10, 100])
 def test_corrupted(n_classes, tmp_path):
     truth, found = write_tree(f"cifar{n_classes}_c", tmp_path), data.corrupted(f"cifar{n_classes}", tmp_path)
-    assert len(found) == 95 == len(set((c, s) for c, s, _ in found)) and np.array_equal(found.y.numpy(), truth.y)
+    assert len(found) == 95 == len({(c, s) for c, s, _ in found}) and np.array_equal(found.y.numpy(), truth.y)
     for c, s, x in found: assert np.array_equal(x.numpy(), truth.x[c][(s - 1) * 20:s * 20].transpose(0, 3, 1, 2))
 
 
@@ -323,54 +387,78 @@ def test_corrupted(n_classes, tmp_path):
 def halve(path): path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
 def remove(path): path.unlink()
 def smaller(path): Image.open(path).resize((20, 20)).save(path)
+
+
 def repickle(change):
     def damage(path):
-        d = pickle.loads(path.read_bytes()); change(d); path.write_bytes(pickle.dumps(d))
+        d = pickle.loads(path.read_bytes())
+        change(d)
+        path.write_bytes(pickle.dumps(d))
     return damage
+
+
 def remat(change):
     def damage(path):
-        d = {k: v for k, v in scipy.io.loadmat(path).items() if k in "Xy"}; change(d); scipy.io.savemat(path, d)
+        d = {k: v for k, v in scipy.io.loadmat(path).items() if k in "Xy"}
+        change(d)
+        scipy.io.savemat(path, d)
     return damage
+
+
 def replace(old, new):
     def damage(path):
-        text = path.read_text(); assert old in text; path.write_text(text.replace(old, new, 1))
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
     return damage
+
+
 def set_byte(at, value):
     def damage(path):
-        b = bytearray(path.read_bytes()); b[at] = value; path.write_bytes(b)
+        b = bytearray(path.read_bytes())
+        b[at] = value
+        path.write_bytes(b)
     return damage
 
 
+FASHION, CIFAR10, CIFAR100 = "FashionMNIST/raw/", "cifar-10-batches-py/", "cifar-100-python/"
 TINY, MINI, FOOD, PETS = "tiny-imagenet-200/", "mini_imagenet/", "food-101/", "oxford-iiit-pet/"
+TINY_IMAGE, SPEECH = TINY + "train/n01443537/images/n01443537_4.JPEG", "speech_commands_v0.01/"
+
 DAMAGE = [  # data set, file (a pattern), what happens to it, what the error says
-    ("fashion_mnist", "FashionMNIST/raw/train-images-idx3-ubyte", halve, "not a whole IDX file"),
-    ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte", set_byte(20, 10), "labels must be 0..9, got 0..10"),
-    ("fashion_mnist", "FashionMNIST/raw/t10k-images-idx3-ubyte", set_byte(15, 27), "not a whole IDX file"),
-    ("fashion_mnist", "FashionMNIST/raw/train-labels-idx1-ubyte", remove, "train-labels-idx1-ubyte.gz: not found"),
-    ("cifar10", "cifar-10-batches-py/data_batch_3", halve, "not a readable CIFAR file"),
-    ("cifar10", "cifar-10-batches-py/test_batch", remove, "test_batch: not found"),
-    ("cifar10", "cifar-10-batches-py/data_batch_2", repickle(lambda d: d.update(data=d["data"][:, :1000])), "expected (N, 3072) uint8, got (20, 1000)"),
-    ("cifar10", "cifar-10-batches-py/data_batch_2", repickle(lambda d: d["labels"].__setitem__(3, 10)), "labels must be 0..9, got 0..10"),
-    ("cifar10", "cifar-10-batches-py/data_batch_2", repickle(lambda d: d["labels"].pop()), "expected 20 integer labels"),
-    ("cifar100", "cifar-100-python/meta", remove, "meta: not found"),
-    ("cifar100", "cifar-100-python/train", repickle(lambda d: d.pop("fine_labels")), "not a CIFAR file: no 'fine_labels'"),
-    ("cifar100", "cifar-100-python/test", repickle(lambda d: d["fine_labels"].__setitem__(0, -1)), "labels must be 0..99, got -1..99"),
+    ("fashion_mnist", FASHION + "train-images-idx3-ubyte", halve, "not a whole IDX file"),
+    ("fashion_mnist", FASHION + "t10k-labels-idx1-ubyte", set_byte(20, 10), "labels must be 0..9, got 0..10"),
+    ("fashion_mnist", FASHION + "t10k-images-idx3-ubyte", set_byte(15, 27), "not a whole IDX file"),
+    ("fashion_mnist", FASHION + "train-labels-idx1-ubyte", remove, "train-labels-idx1-ubyte.gz: not found"),
+    ("cifar10", CIFAR10 + "data_batch_3", halve, "not a readable CIFAR file"),
+    ("cifar10", CIFAR10 + "test_batch", remove, "test_batch: not found"),
+    ("cifar10", CIFAR10 + "data_batch_2", repickle(lambda d: d.update(data=d["data"][:, :1000])),
+     "expected (N, 3072) uint8, got (20, 1000)"),
+    ("cifar10", CIFAR10 + "data_batch_2", repickle(lambda d: d["labels"].__setitem__(3, 10)),
+     "labels must be 0..9, got 0..10"),
+    ("cifar10", CIFAR10 + "data_batch_2", repickle(lambda d: d["labels"].pop()), "expected 20 integer labels"),
+    ("cifar100", CIFAR100 + "meta", remove, "meta: not found"),
+    ("cifar100", CIFAR100 + "train", repickle(lambda d: d.pop("fine_labels")), "not a CIFAR file: no 'fine_labels'"),
+    ("cifar100", CIFAR100 + "test", repickle(lambda d: d["fine_labels"].__setitem__(0, -1)),
+     "labels must be 0..99, got -1..99"),
     ("cifar10_jpeg", "cifar10_jpeg/train/class3/0002.jpg", halve, "not a readable image"),
     ("cifar10_jpeg", "cifar10_jpeg/test/class3/0002.jpg", smaller, "expected (32, 32) pixels, got (20, 20)"),
     ("svhn", "svhn/train_32x32.mat", halve, "not a readable MATLAB file"),
     ("svhn", "svhn/test_32x32.mat", remove, "no complete data set in"),
     ("svhn", "svhn/test_32x32.mat", remat(lambda d: d["y"].__setitem__((0, 0), 11)), "labels must be 1..10, got 1..11"),
     ("svhn", "svhn/test_32x32.mat", remat(lambda d: d["y"].__setitem__((0, 0), 0)), "labels must be 1..10, got 0..10"),
-    ("svhn", "svhn/train_32x32.mat", remat(lambda d: d.update(X=d["X"][:16])), "expected X (32, 32, 3, N) uint8, got (16, 32, 3, 60)"),
+    ("svhn", "svhn/train_32x32.mat", remat(lambda d: d.update(X=d["X"][:16])),
+     "expected X (32, 32, 3, N) uint8, got (16, 32, 3, 60)"),
     ("svhn", "svhn/train_32x32.mat", remat(lambda d: d.update(y=d["y"][1:])), "expected 60 integer labels"),
     ("svhn", "svhn/train_32x32.mat", remat(lambda d: d.pop("X")), "expected the variables X and y"),
-    ("tiny_imagenet", TINY + "train/n01443537/images/n01443537_4.JPEG", halve, "not a readable image"),
-    ("tiny_imagenet", TINY + "train/n01443537/images/n01443537_4.JPEG", smaller, "expected (64, 64) pixels, got (20, 20)"),
+    ("tiny_imagenet", TINY_IMAGE, halve, "not a readable image"),
+    ("tiny_imagenet", TINY_IMAGE, smaller, "expected (64, 64) pixels, got (20, 20)"),
     ("tiny_imagenet", TINY + "val/images/val_3.JPEG", remove, "val_3.JPEG is not there"),
     ("tiny_imagenet", TINY + "val/images/val_3.JPEG", halve, "not a readable image"),
     ("tiny_imagenet", TINY + "wnids.txt", remove, "wnids.txt: not found"),
     ("tiny_imagenet", TINY + "val/val_annotations.txt", remove, "val_annotations.txt: not found"),
-    ("tiny_imagenet", TINY + "val/val_annotations.txt", replace("\tn0", "\tx0"), "expected a file and a class of wnids.txt, got 'val_0.JPEG x0"),
+    ("tiny_imagenet", TINY + "val/val_annotations.txt", replace("\tn0", "\tx0"),
+     "expected a file and a class of wnids.txt, got 'val_0.JPEG x0"),
     ("mini_imagenet", MINI + "images/n01855672*.jpg", halve, "not a readable image"),
     ("mini_imagenet", MINI + "images/n01930112*.jpg", remove, "is not there"),
     ("mini_imagenet", MINI + "val.csv", remove, "val.csv: not found"),
@@ -381,17 +469,20 @@ DAMAGE = [  # data set, file (a pattern), what happens to it, what the error say
     ("food101", FOOD + "images/waffles/*.jpg", remove, "is not there"),
     ("food101", FOOD + "meta/test.json", halve, "not readable JSON"),
     ("food101", FOOD + "meta/train.json", remove, "train.json: not found"),
-    ("food101", FOOD + "meta/test.json", replace('"sushi"', '"shushi"'), "other classes than train.json: ['shushi', 'sushi']"),
+    ("food101", FOOD + "meta/test.json", replace('"sushi"', '"shushi"'),
+     "other classes than train.json: ['shushi', 'sushi']"),
     ("caltech256", "caltech256/256_ObjectCategories/257.clutter/257_0007.jpg", halve, "not a readable image"),
     ("oxford_pets", PETS + "images/Bengal_2.jpg", halve, "not a readable image"),
     ("oxford_pets", PETS + "images/Bengal_50.jpg", remove, "Bengal_50.jpg is not there"),
     ("oxford_pets", PETS + "annotations/test.txt", remove, "test.txt: not found"),
-    ("oxford_pets", PETS + "annotations/test.txt", replace("Bengal_50 3", "Bengal_50 2"), "class 2 is american_bulldog and Bengal"),
-    ("oxford_pets", PETS + "annotations/trainval.txt", replace(" 1 1 1", " 0 1 1"), "expected an image and three numbers > 0"),
-    ("speech_commands", "speech_commands_v0.01/stop/*_nohash_4.wav", halve, "truncated"),
-    ("speech_commands", "speech_commands_v0.01/_background_noise_/pink_noise.wav", halve, "truncated"),
-    ("speech_commands", "speech_commands_v0.01/testing_list.txt", remove, "cannot be read"),
-    ("speech_commands", "speech_commands_v0.01/testing_list.txt", replace("yes/", "yess/"), "is not there"),
+    ("oxford_pets", PETS + "annotations/test.txt", replace("Bengal_50 3", "Bengal_50 2"),
+     "class 2 is american_bulldog and Bengal"),
+    ("oxford_pets", PETS + "annotations/trainval.txt", replace(" 1 1 1", " 0 1 1"),
+     "expected an image and three numbers > 0"),
+    ("speech_commands", SPEECH + "stop/*_nohash_4.wav", halve, "truncated"),
+    ("speech_commands", SPEECH + "_background_noise_/pink_noise.wav", halve, "truncated"),
+    ("speech_commands", SPEECH + "testing_list.txt", remove, "cannot be read"),
+    ("speech_commands", SPEECH + "testing_list.txt", replace("yes/", "yess/"), "is not there"),
     ("cifar10_c", "CIFAR-10-C/gaussian_blur.npy", halve, "not a whole .npy file"),
     ("cifar100_c", "CIFAR-100-C/labels.npy", remove, "labels.npy: not found"),
 ]
@@ -401,10 +492,12 @@ def read_all(name, root):
     """Everything, decoded."""
     if name.endswith("_c"): return list(data.corrupted(name[:-2], root))
     d = data.load(name, root)
-    for part in d.parts: list(d.batches(part, 16, **(dict(workers=0) if name in STREAMED else {})))
+    how = dict(workers=0) if name in STREAMED else {}
+    for part in d.parts: list(d.batches(part, 16, **how))
 
 
-@pytest.mark.parametrize("name,file,damage,message", DAMAGE, ids=[f"{d[0]}-{d[1].rsplit('/')[-1]}-{i}" for i, d in enumerate(DAMAGE)])
+@pytest.mark.parametrize("name,file,damage,message", DAMAGE,
+                         ids=[f"{d[0]}-{d[1].rsplit('/')[-1]}-{i}" for i, d in enumerate(DAMAGE)])
 def test_damage_is_named(name, file, damage, message, tmp_path):
     write_tree(name, tmp_path)
     path = sorted(tmp_path.glob(file))[0]
@@ -414,22 +507,30 @@ def test_damage_is_named(name, file, damage, message, tmp_path):
 
 
 def test_a_class_too_few(tmp_path):
-    write_tree("caltech256", tmp_path); write_tree("tiny_imagenet", tmp_path); write_tree("imagenet", tmp_path)
+    for name in ("caltech256", "tiny_imagenet", "imagenet"): write_tree(name, tmp_path)
+    def refused(name, match, error=data.DataNotFound):
+        with pytest.raises(error, match=match): data.load(name, tmp_path)
     for i in (1, 2, 3): (tmp_path / f"caltech256/256_ObjectCategories/001.ak47/001_{i:04d}.jpg").unlink()
-    with pytest.raises(data.DataNotFound, match="001.ak47: expected more than 60 images"): data.load("caltech256", tmp_path)
+    refused("caltech256", "001.ak47: expected more than 60 images")
     for p in (tmp_path / TINY / "train/n02124075/images").iterdir(): p.unlink()
-    with pytest.raises(data.DataNotFound, match="n02124075/images: no images"): data.load("tiny_imagenet", tmp_path)
+    refused("tiny_imagenet", "n02124075/images: no images")
     for p in (tmp_path / "imagenet/val/n02102040").iterdir(): p.unlink()
-    with pytest.raises(data.DataNotFound, match="imagenet/val: expected a folder of images for each class .*n02102040"): data.load("imagenet", tmp_path)
+    refused("imagenet", "imagenet/val: expected a folder of images for each class .*n02102040")
     (tmp_path / "imagenet/val/n02102040").rmdir()
-    with pytest.raises(ValueError, match="different classes: .*n02102040"): data.load("imagenet", tmp_path)
+    refused("imagenet", "different classes: .*n02102040", ValueError)
+
+
+def loader_of(name):
+    """`data.load` or `data.corrupted` of this name, with its other arguments left open."""
+    return partial(data.corrupted, name[:-2]) if name.endswith("_c") else partial(data.load, name)
 
 
 @pytest.mark.parametrize("name", [n for n in WRITERS if n != "cifar10_jpeg"])
 def test_missing_says_what_where_and_whence(name, tmp_path):
-    with pytest.raises(data.DataNotFound) as e: data.corrupted(name[:-2], tmp_path) if name.endswith("_c") else data.load(name, tmp_path)
+    with pytest.raises(data.DataNotFound) as e: loader_of(name)(tmp_path)
     source, text = data.SOURCES[name][0], str(e.value)
-    assert f"{name}: no complete data set in {tmp_path / source.place}; put " in text and ("--download" in text) == bool(source.url) and "\n" not in text
+    assert f"{name}: no complete data set in {tmp_path / source.place}; put " in text
+    assert ("--download" in text) == bool(source.url) and "\n" not in text
     assert source.archive in text or source.how in text
     assert not list(tmp_path.iterdir()), "looking leaves nothing behind"
 
@@ -438,14 +539,17 @@ def test_missing_says_what_where_and_whence(name, tmp_path):
 
 def test_published_hashes():
     """torchvision publishes most of them, too."""
-    def pairs(*names): return [(s.url.split("://")[1], s.md5) for n in names for s in data.SOURCES[n]]
-    bare = lambda url: url.split("://")[1]
+    def bare(url): return url.split("://")[1]
+    def pairs(*names): return [(bare(s.url), s.md5) for n in names for s in data.SOURCES[n]]
+    houses, fashion = tv.SVHN.split_list, tv.FashionMNIST
     assert pairs("cifar10", "cifar100") == [(bare(c.url), c.tgz_md5) for c in (tv.CIFAR10, tv.CIFAR100)]
-    assert pairs("svhn") == [(bare(u), h) for k, (u, _, h) in tv.SVHN.split_list.items() if k != "extra"]
-    assert pairs("fashion_mnist") == [(bare(tv.FashionMNIST.mirrors[0]) + f, h) for f, h in tv.FashionMNIST.resources]
-    assert pairs("food101") == [(bare(tv.Food101._URL), tv.Food101._MD5)] and pairs("oxford_pets") == [(bare(u), h) for u, h in tv.OxfordIIITPet._RESOURCES]
-    assert all(s.md5 in open(sys.modules[tv.Caltech256.__module__].__file__).read() for s in data.SOURCES["caltech256"])
-    assert all(len(s.md5) == 32 for ss in data.SOURCES.values() for s in ss if s.url)
+    assert pairs("svhn") == [(bare(u), h) for k, (u, _, h) in houses.items() if k != "extra"]
+    assert pairs("fashion_mnist") == [(bare(fashion.mirrors[0]) + f, h) for f, h in fashion.resources]
+    assert pairs("food101") == [(bare(tv.Food101._URL), tv.Food101._MD5)]
+    assert pairs("oxford_pets") == [(bare(u), h) for u, h in tv.OxfordIIITPet._RESOURCES]
+    caltech = Path(sys.modules[tv.Caltech256.__module__].__file__).read_text()
+    assert all(s.md5 in caltech for s in data.SOURCES["caltech256"])
+    assert all(len(s.md5) == 32 for sources in data.SOURCES.values() for s in sources if s.url)
 
 
 @pytest.fixture
@@ -460,93 +564,162 @@ def server(tmp_path):
     s = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=s.serve_forever, args=(.01,), daemon=True).start()
     yield SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{s.server_port}", asked=asked)
-    s.shutdown(); s.server_close()
+    s.shutdown()
+    s.server_close()
+
+
+def pack(target, packed, flat):
+    """A file or folder as one archive; `flat`: of what is in the folder, without the folder."""
+    if packed.suffix == ".zip": return shutil.make_archive(packed.with_suffix(""), "zip", target.parent, target.name)
+    with tarfile.open(packed, "w:gz" if packed.suffix in (".gz", ".tgz") else "w") as t:
+        t.add(target, "." if flat else target.name)
 
 
 def publish(name, root, server, monkeypatch):
     """Packs a tree as its makers do, and lets SOURCES point to it."""
-    import dataclasses, gzip, shutil
     sources = []
     for s in data.SOURCES[name]:
         target, packed = root / s.target, server.folder / s.archive
-        if s.single and s.archive.endswith(".gz"): packed.write_bytes(gzip.compress(target.with_suffix("").read_bytes()))
+        if s.single and packed.suffix == ".gz": packed.write_bytes(gzip.compress(target.with_suffix("").read_bytes()))
         elif s.single: shutil.copy(target, packed)
-        elif s.archive.endswith(".zip"): shutil.make_archive(packed.with_suffix(""), "zip", target.parent, target.name)
-        else:
-            flat = name == "speech_commands"  # its archive holds the files themselves, the others hold one folder
-            with tarfile.open(packed, "w:gz" if packed.suffix in (".gz", ".tgz") else "w") as t: t.add(target, "." if flat else target.name)
+        else: pack(target, packed, flat=name == "speech_commands")
         sources.append(dataclasses.replace(s, url=f"{server.url}/{s.archive}", md5=md5_of(packed)))
     monkeypatch.setitem(data.SOURCES, name, sources)
 
 
 @pytest.mark.parametrize("name", [n for n in WRITERS if n not in ("cifar10_jpeg", "imagenet", "mini_imagenet")])
 def test_download(name, tmp_path, server, monkeypatch):
-    write_tree(name, tmp_path / "there"); publish(name, tmp_path / "there", server, monkeypatch)
-    load = (lambda root, **k: data.corrupted(name[:-2], root, **k)) if name.endswith("_c") else (lambda root, **k: data.load(name, root, **k))
+    write_tree(name, tmp_path / "there")
+    publish(name, tmp_path / "there", server, monkeypatch)
+    load = loader_of(name)
     load(tmp_path / "there", download=True)
     assert not server.asked, "what is there is not fetched"
     here = load(tmp_path / "here", download=True)
     n = len(data.SOURCES[name])
     assert len(server.asked) == n and not list((tmp_path / "here").rglob("*.part"))
     there = load(tmp_path / "there")
-    if name in STREAMED: assert [Path(p).read_bytes() for p in here.test_x] == [Path(p).read_bytes() for p in there.test_x]
-    elif not name.endswith("_c"): assert torch.equal(here.x, there.x) and torch.equal(here.test_y, there.test_y)
+    if name in STREAMED:
+        for a, b in zip(here.test_x, there.test_x, strict=True): assert Path(a).read_bytes() == Path(b).read_bytes()
+    elif name in IN_MEMORY: assert torch.equal(here.x, there.x) and torch.equal(here.test_y, there.test_y)
     data._load.cache_clear()
     load(tmp_path / "here", download=True)
     assert len(server.asked) == n, "a second time nothing is fetched"
 
 
 def test_wrong_download_is_refused_and_an_archive_beside_is_used(tmp_path, server, monkeypatch):
-    write_tree("cifar10", tmp_path / "there"); publish("cifar10", tmp_path / "there", server, monkeypatch)
-    packed = server.folder / "cifar-10-python.tar.gz"
+    write_tree("cifar10", tmp_path / "there")
+    publish("cifar10", tmp_path / "there", server, monkeypatch)
+    packed, beside = server.folder / "cifar-10-python.tar.gz", tmp_path / "here/cifar-10-python.tar.gz"
     whole = packed.read_bytes()
     packed.write_bytes(whole[:-100])
-    with pytest.raises(data.DataNotFound, match="cifar10: .*expected MD5 .* found"): data.load("cifar10", tmp_path / "here", download=True)
+    with pytest.raises(data.DataNotFound, match="cifar10: .*expected MD5 .* found"):
+        data.load("cifar10", tmp_path / "here", download=True)
     assert not list((tmp_path / "here").iterdir())
-    (tmp_path / "here/cifar-10-python.tar.gz").write_bytes(whole[:-100])
-    with pytest.raises(data.DataNotFound, match="cifar-10-python.tar.gz: expected MD5"): data.load("cifar10", tmp_path / "here")
-    (tmp_path / "here/cifar-10-python.tar.gz").write_bytes(whole)  # brought by hand: unpacked without download=True
+    beside.write_bytes(whole[:-100])
+    with pytest.raises(data.DataNotFound, match="cifar-10-python.tar.gz: expected MD5"):
+        data.load("cifar10", tmp_path / "here")
+    beside.write_bytes(whole)  # brought by hand: unpacked without download=True
     before = len(server.asked)
     assert len(data.load("cifar10", tmp_path / "here").x) == 100 and len(server.asked) == before
 
 
-def test_imagenet_from_its_archives(tmp_path, monkeypatch):
-    """The three official tars, in small: a tar of tars, flat validation images, and MATLAB's list of classes."""
-    rng, folder, wnids = np.random.default_rng(0), tmp_path / "imagenet", ["n02102040", "n01440764", "n01443537"]
-    folder.mkdir()
-    def tar(path, files):
-        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as t:
-            for name, blob in files.items():
-                info = tarfile.TarInfo(name); info.size = len(blob); t.addfile(info, io.BytesIO(blob))
-    def jpeg(k):
-        f = io.BytesIO(); Image.fromarray(photo(rng, k, 40, 50)).save(f, "JPEG"); return f.getvalue()
-    images, truth = {}, rng.integers(1, 4, 8)
-    for k, w in enumerate(wnids): tar(tmp_path / f"{w}.tar", {f"{w}_{i}.JPEG": jpeg(k) for i in range(4)}); images[f"{w}.tar"] = (tmp_path / f"{w}.tar").read_bytes()
-    tar(folder / "ILSVRC2012_img_train.tar", images)
-    tar(folder / "ILSVRC2012_img_val.tar", {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(t - 1) for i, t in enumerate(truth)})
+WNIDS = ["n02102040", "n01440764", "n01443537"]
+
+
+def tar(path, files):
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as t:
+        for name, blob in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(blob)
+            t.addfile(info, io.BytesIO(blob))
+
+
+def jpeg(rng, k):
+    f = io.BytesIO()
+    Image.fromarray(photo(rng, k, 40, 50)).save(f, "JPEG")
+    return f.getvalue()
+
+
+def synsets():
+    """MATLAB's list of classes, a parent among them."""
+    fields = [(field, "O") for field in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    rows = [(k + 1, w, f"word {k}, other", "gloss", 0) for k, w in enumerate(WNIDS)]
     mat = io.BytesIO()
-    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    scipy.io.savemat(mat, {"synsets": np.array([(k + 1, w, f"word {k}, other", "gloss", 0) for k, w in enumerate(wnids)] + [(4, "n00000000", "parent", "gloss", 3)], dtype=fields)[:, None]})
-    tar(folder / "ILSVRC2012_devkit_t12.tar.gz", {"ILSVRC2012_devkit_t12/data/meta.mat": mat.getvalue(), "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{t}\n" for t in truth).encode()})
-    with pytest.raises(data.DataNotFound, match="imagenet: no complete data set in .*ILSVRC2012_devkit_t12.tar.gz"): data.load("imagenet", tmp_path)  # not the published hashes
+    scipy.io.savemat(mat, {"synsets": np.array(rows + [(4, "n00000000", "parent", "gloss", 3)], dtype=fields)[:, None]})
+    return mat.getvalue()
+
+
+def write_imagenet_archives(root):
+    """The three official tars, in small: a tar of tars, flat validation images, and the list of classes; its truth."""
+    rng, folder, images = np.random.default_rng(0), root / "imagenet", {}
+    folder.mkdir()
+    truth = rng.integers(1, 4, 8)
+    for k, w in enumerate(WNIDS):
+        tar(root / f"{w}.tar", {f"{w}_{i}.JPEG": jpeg(rng, k) for i in range(4)})
+        images[f"{w}.tar"] = (root / f"{w}.tar").read_bytes()
+    tar(folder / "ILSVRC2012_img_train.tar", images)
+    validation = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(rng, t - 1) for i, t in enumerate(truth)}
+    tar(folder / "ILSVRC2012_img_val.tar", validation)
+    kit, lines = "ILSVRC2012_devkit_t12/data", "".join(f"{t}\n" for t in truth)
+    tar(folder / "ILSVRC2012_devkit_t12.tar.gz", {
+        f"{kit}/meta.mat": synsets(), f"{kit}/ILSVRC2012_validation_ground_truth.txt": lines.encode()})
+    return truth
+
+
+def test_imagenet_from_its_archives(tmp_path, monkeypatch):
+    folder, truth = tmp_path / "imagenet", write_imagenet_archives(tmp_path)
+    missing = "imagenet: no complete data set in .*ILSVRC2012_devkit_t12.tar.gz"  # they have not the published hashes
+    with pytest.raises(data.DataNotFound, match=missing): data.load("imagenet", tmp_path)
     assert not (folder / "train").exists()
-    monkeypatch.setattr(tv.imagenet, "ARCHIVE_META", {k: (f, md5_of(folder / f)) for k, (f, _) in tv.imagenet.ARCHIVE_META.items()})
+    ours = {k: (f, md5_of(folder / f)) for k, (f, _) in tv.imagenet.ARCHIVE_META.items()}
+    monkeypatch.setattr(tv.imagenet, "ARCHIVE_META", ours)
     (folder / "train.part/half").mkdir(parents=True)  # of an unpacking that was killed
     d = data.load("imagenet", tmp_path)
-    assert d.classes == sorted(wnids) and d.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and not list(folder.glob("*.part"))
-    for p, y in zip(*d.part("test")): assert d.classes[y] == wnids[truth[int(p[-10:-5]) - 1] - 1] == Path(p).parent.name
-    with pytest.raises(data.DataNotFound, match="no ILSVRC2012_img_val.tar to unpack"):
-        (folder / "val").rename(folder / "old"); (folder / "ILSVRC2012_img_val.tar").unlink(); data._load.cache_clear(); data.load("imagenet", tmp_path)
+    assert d.classes == sorted(WNIDS) and d.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert not list(folder.glob("*.part"))
+    for p, y in zip(*d.part("test")): assert d.classes[y] == WNIDS[truth[int(p[-10:-5]) - 1] - 1] == Path(p).parent.name
+    (folder / "val").rename(folder / "old")
+    (folder / "ILSVRC2012_img_val.tar").unlink()
+    data._load.cache_clear()
+    with pytest.raises(data.DataNotFound, match="no ILSVRC2012_img_val.tar to unpack"): data.load("imagenet", tmp_path)
+
+
+# ---- old names ----
+
+def test_batches_is_found_under_its_old_name():
+    sys.modules.pop("mix_research.batches", None)
+    with pytest.warns(DeprecationWarning, match="batches is mix_research.loaders and mix_research.dataset now"):
+        from mix_research import batches
+    for name in ("Order", "put_back", "Loader", "Items", "Batches", "decode", "canvas", "Stream"):
+        assert getattr(batches, name) is getattr(loaders, name)
+    for name in ("IMAGENET_STATS", "stratified_split", "few_of_each", "Dataset", "Files"):
+        assert getattr(batches, name) is getattr(dataset, name)
+
+
+@pytest.mark.parametrize("old, new", [("LOADERS", "READERS"), ("check_labels", "labels_from")])
+def test_names_of_data_that_moved(old, new):
+    with pytest.warns(DeprecationWarning, match=f"data.{old} is mix_research.readers.{new} now"):
+        assert getattr(data, old) is getattr(readers, new)
 
 
 # ---- memory ----
+
+MEASURE = """
+import sys
+from mix_research import data
+def peak():  # ru_maxrss would begin with the parent's
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1000
+data.load("digits")
+before = peak()
+d = data.load("cifar10", sys.argv[1])
+print(len(d.x), len(d.test_x), peak() - before)
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_cifar10(tmp_path):
     """The full size, 50,000 and 10,000 images: 184 MB, and little besides while they are read."""
     write_cifar(tmp_path, np.random.default_rng(0), 10, 10_000)
-    code = ("import sys; from mix_research import data; peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1000;"  # ru_maxrss would begin with the parent's
-            "data.load('digits'); before = peak(); d = data.load('cifar10', sys.argv[1]); print(len(d.x), len(d.test_x), peak() - before)")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
     n, test_n, extra = done.stdout.split()
     assert (n, test_n) == ("50000", "10000") and 180 < float(extra) < 400, extra
