@@ -48,19 +48,30 @@ RecordsFolder = _shared(Folder, "folder of records")
 DataFolder = _shared(Folder, "folder of all data sets")
 DeviceName = _shared(str, "cpu or cuda; the GPU if there is one")
 
-# %% ../nbs/app/04_cli.ipynb #5ba0e4e6
+# %% ../nbs/app/04_cli.ipynb #435293e1
 def _check_device(device): # a GPU may have a number
     if device and not re.fullmatch(r"(cpu|cuda)(:\d+)?", device): check_choice("device", device, ("cpu", "cuda"))
 
+def _check_names(artefact, preset, methods, datasets): # against the protocol; a study would refuse them, too, but later
+    from mix_research.protocol import artefacts, protocol_of
+    asked = artefacts()[check_choice("artefact", artefact, list(artefacts()))]
+    protocol = protocol_of(artefact.split("/")[0])
+    rows, columns = [r for r in asked.rows if r in protocol.methods], [dataset for dataset, network in asked.cells]
+    check_choice("preset", preset, list(protocol.presets))
+    for name in methods: check_choice("methods", name, rows)
+    for name in datasets: check_choice("datasets", name, list(dict.fromkeys(columns)))
+
+# %% ../nbs/app/04_cli.ipynb #671a8074
 def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) -> list: # that are asked for
     if every == bool(artefact): raise ValueError("artefact: expected either one, e.g. randomix/table_1, or --all")
     if every and methods: raise ValueError("--methods: rows differ from table to table; allowed with one artefact")
     if every and datasets: raise ValueError("--datasets: columns differ from table to table; allowed with one artefact")
+    if artefact: _check_names(artefact, preset, methods, datasets)
     from mix_research.study import Study, artefacts
     wanted = list(artefacts()) if every else [artefact]
     return [Study(name, preset, seeds, methods, records, datasets=datasets, **how) for name in wanted]
 
-# %% ../nbs/app/04_cli.ipynb #74287967
+# %% ../nbs/app/04_cli.ipynb #398b8411
 def _width(markdown) -> int|None: # columns of the terminal; None: there is none, or Markdown is asked for
     return None if markdown or not sys.stdout.isatty() else shutil.get_terminal_size().columns
 
@@ -69,8 +80,8 @@ def show_table(
     markdown:bool=False, # Markdown in a terminal, too
 ):
     "Prints the table of a study, if it has one."
-    if "metrics" not in s.spec: return
-    print(f"\n{s.name}\n{s.table().to_markdown(disable_numparse=True)}\n\n{s.caption()}")
+    from mix_research.table import for_terminal
+    if s.spec.metrics: print(f"\n{s.name}\n{for_terminal(s.table(), _width(markdown))}\n\n{s.caption()}")
 
 def _told(lines) -> int: # exit code
     for line in lines: print(line, file=sys.stderr)
@@ -90,7 +101,7 @@ def _present(studies, out, export, markdown) -> list: # lines of what went wrong
         if export: print(*(f"exported: {p}" for p in notebooks.export(s, path)), sep="\n")
     return bad
 
-# %% ../nbs/app/04_cli.ipynb #9346b559
+# %% ../nbs/app/04_cli.ipynb #015e2f40
 def _successes(s): # runs of a study that have a record to show
     return {run for run, record in s.records().items() if record.status == "ok"}
 
@@ -102,11 +113,11 @@ def _counted(name, preset): # records of an artefact: committed + your own
 
 def cmd_list() -> int: # exit code
     "Every table and figure, and how many of its runs have a record: committed, and your own."
-    from mix_research import study
+    from mix_research.protocol import artefacts, protocol_of
     rows = []
-    for name, artefact in study.artefacts().items():
-        presets = study._protocol(study.papers_dir() / name.split("/")[0] / "protocol.yaml")["presets"]
-        rows.append(dict(artefact=name, shows=artefact["shows"], **{p: _counted(name, p) for p in presets}))
+    for name, artefact in artefacts().items():
+        presets = protocol_of(name.split("/")[0]).presets
+        rows.append(dict(artefact=name, shows=artefact.shows, **{p: _counted(name, p) for p in presets}))
     _print_rows(rows, None)
     print("\nrecords: committed + your own, of the runs that the preset asks for")
     return 0

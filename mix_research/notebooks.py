@@ -94,14 +94,14 @@ def execute_all(
     paths = {s: path for s, path in zip(studies, done) if isinstance(path, Path)}
     return paths, [line for line in done if isinstance(line, str)]
 
-# %% ../nbs/app/01_notebooks.ipynb #873a5ab0
+# %% ../nbs/app/01_notebooks.ipynb #ea224714
 _SIGNS = {"±": r"$\pm$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}
 _LATEX = str.maketrans({sign: f"\\{sign}" for sign in "%_&#"} | _SIGNS)
 
 def _tex(text): return text.translate(_LATEX) # as LaTeX reads it
 
 def _tables(s): # end of a file's name -> its text
-    if "metrics" not in s.spec: return {}
+    if not s.spec.metrics: return {}
     table = s.table()
     tex = table.map(_tex).rename(index=_tex, columns=_tex).rename_axis(index=None)
     return {".csv": table.to_csv(), ".tex": tex.style.to_latex(hrules=True, caption=_tex(s.caption()))}
