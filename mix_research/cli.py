@@ -171,7 +171,7 @@ def _side_by_side(device, scheduler) -> int: # runs: one on a GPU, one a core wi
     if launched(device) or (device != "cpu" and torch.cuda.is_available()): return 1
     return min(4, os.cpu_count() or 1)
 
-# %% ../nbs/app/04_cli.ipynb #664e5ad4
+# %% ../nbs/app/04_cli.ipynb #b47903dc
 def cmd_reproduce(
     artefact:ArtefactName="", all:All=False, preset:PresetName="smoke", seeds:Seeds=(), methods:Rows=(),
     datasets:Columns=(), out:NotebookFolder="", export:Export=False, markdown:AsMarkdown=False,
@@ -193,18 +193,19 @@ def cmd_reproduce(
     if dry_run:
         show_plan(studies)
         return 0
-    from mix_research.doctor import failure_line
-    from mix_research.parallel import launched, leads
-    from mix_research.study import default_records, train_all
+    from mix_research.jobs import failure_line
+    from mix_research.parallel import is_main, launched
+    from mix_research.store import default_records
+    from mix_research.study import train_all
     ready, bad = (studies, []) if scheduler else _with_data(studies, download, again, strict=not all)
     how = dict(jobs=jobs or _side_by_side(device, scheduler), scheduler=scheduler, resume=not no_resume, log=log)
     failed = train_all(ready, device, again, download, keep_weights=not no_weights, **how) if ready else []
-    if not leads(launched(device)): return 0
+    if not is_main(launched(device)): return 0
     bad += _present(studies, Path(out or default_records().parent), export, markdown)
     print(f"records:  {studies[0].store.folders[0]}")
     return _told([*bad, *map(failure_line, failed)])
 
-# %% ../nbs/app/04_cli.ipynb #7f3ef89b
+# %% ../nbs/app/04_cli.ipynb #a00b3eaa
 def cmd_show(
     artefact:ArtefactName="", all:All=False, preset:PresetName="smoke", seeds:Seeds=(), methods:Rows=(),
     datasets:Columns=(), out:NotebookFolder="", export:Export=False, markdown:AsMarkdown=False,
@@ -213,12 +214,12 @@ def cmd_show(
     "Renders an artefact from records, without training."
     studies = _studies(artefact, all, preset, seeds, methods, datasets, records)
     if out or export or all:
-        from mix_research.study import default_records
+        from mix_research.store import default_records
         return _told(_present(studies, Path(out or default_records().parent / "shown"), export, markdown))
     for s in studies: show_table(s, markdown)
     return 0
 
-# %% ../nbs/app/04_cli.ipynb #f85dd4f1
+# %% ../nbs/app/04_cli.ipynb #8b8777d3
 def _unfinished(folder): # a line for each run without an end, by its log
     from mix_research.store import claimed, read_log
     for path in sorted(folder.glob("*.jsonl")):
@@ -235,8 +236,9 @@ def cmd_status(
     records:RecordsFolder="",
 ) -> int: # exit code
     "What lies in a folder of records, and what is being trained; exit code 1 if a run failed or a file is damaged."
-    from mix_research.doctor import failure_line, read_records
-    from mix_research.study import default_records
+    from mix_research.doctor import read_records
+    from mix_research.jobs import failure_line
+    from mix_research.store import default_records
     folder, count, bad = Path(records or default_records()), {}, []
     for path, r, why in read_records(folder):
         if r is None:
@@ -250,18 +252,18 @@ def cmd_status(
     for line in [*_unfinished(folder), *bad]: print(line)
     return 1 if bad else 0
 
-# %% ../nbs/app/04_cli.ipynb #9cd92139
+# %% ../nbs/app/04_cli.ipynb #b7764b7c
 def cmd_doctor(
     records:RecordsFolder="", data:DataFolder="",
 ) -> int: # exit code
     "Checks packages, device, data, disk and records; exit code 1 if something will not work."
     from mix_research.doctor import examine
-    from mix_research.study import default_records
+    from mix_research.store import default_records
     lines = examine(records or default_records(), data)
     _print_rows(lines, ["", "check", "found"], disable_numparse=True)
     return int(any(verdict == "FAIL" for verdict, *_ in lines))
 
-# %% ../nbs/app/04_cli.ipynb #703fd728
+# %% ../nbs/app/04_cli.ipynb #37b2c17a
 def cmd_bench(
     device:DeviceName=None,
     threads:Number=0, # CPU threads
@@ -271,13 +273,15 @@ def cmd_bench(
 ) -> int: # exit code
     "Measures what mixing and training cost on this machine."
     _check_device(device)
-    from mix_research import notebooks, speed, study, train
-    speed.plan(device or str(train.best_device()), quick, only)
-    folder = Path(out or study.default_records().parent)
+    from mix_research import notebooks, speed
+    from mix_research.assemble import best_device
+    from mix_research.store import default_records, papers_dir
+    speed.plan(device or str(best_device()), quick, only)
+    folder = Path(out or default_records().parent)
     target, measurements = folder / "speed.ipynb", folder / "speed"
     given = dict(measure=True, quick=quick, only=list(only), device=device or "", threads=threads)
     given["folder"] = str(measurements.resolve())
-    print("notebook:", notebooks.run_notebook(study.papers_dir() / "speed.ipynb", target, given))
+    print("notebook:", notebooks.run_notebook(papers_dir() / "speed.ipynb", target, given))
     print("measurements:", measurements)
     return 0
 

@@ -12,12 +12,13 @@ from packaging.requirements import Requirement
 import mix_research
 from . import data
 from .compiled import cpp_compiler
+from .jobs import failure_line
 from .record import BadRecord, Record
 from .store import claimed
 
 # %% auto #0
-__all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'read_records', 'failure_line',
-           'check_records', 'examine']
+__all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'read_records', 'check_records',
+           'examine']
 
 # %% ../nbs/app/02_doctor.ipynb #6c9723ae
 def _requirement(text) -> list[tuple]: # the line about a requirement, if there is something to say
@@ -108,7 +109,7 @@ def check_disk(
     need = f"a network and its checkpoint take up to .4 GiB, wanted: {least:g}"
     return [("FAIL", "disk", f"{place}: {free:.1f} GiB free; {need}")]
 
-# %% ../nbs/app/02_doctor.ipynb #e72c0f7f
+# %% ../nbs/app/02_doctor.ipynb #a3386514
 def read_records(
     folder:str|Path, # of records
 ): # of (path, its `Record`, "") or (path, None, why it is not used), by name
@@ -116,9 +117,6 @@ def read_records(
     for path in sorted(Path(folder).glob("*.json")):
         try: yield path, Record.from_json(path.read_text()), ""
         except (BadRecord, UnicodeDecodeError, OSError) as e: yield path, None, str(e)
-
-def failure_line(r): # about a failed run
-    return f"failed: {r.run.method} seed {r.run.seed} ({r.run.dataset}, {r.run.model}): {r.error}"
 
 # %% ../nbs/app/02_doctor.ipynb #8ef5629d
 def _beside(folder) -> list[tuple]: # lines about files beside the records

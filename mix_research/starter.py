@@ -7,7 +7,6 @@ from __future__ import annotations
 import json, keyword, pkgutil, re
 from pathlib import Path
 import mix_research
-from .methods import method_names
 
 # %% auto #0
 __all__ = ['names_of', 'starter', 'new_method']
@@ -28,6 +27,7 @@ def names_of(
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name.lower()):
         wanted = "an identifier of letters, digits and _, such as BandMix or band_mix"
         raise ValueError(f"name: expected {wanted}, got {name!r}")
+    from mix_research.methods import method_names # takes longer than the refusal above
     method = name.lower()
     cls = "".join(part.capitalize() for part in name.split("_")) if name == method else name
     if method in method_names(): raise ValueError(f"name: there is a method {method!r}")

@@ -307,7 +307,7 @@ class Plain(models.Network): # no batch norm: the same function of an image in a
     def __init__(self): super().__init__(); self.head = nn.Linear(256, 10)
     def features(self, x): return x.flatten(1)
 together = launched("cpu")
-import mix_research.train as t
+import mix_research.assemble as t
 t.build_model = lambda run, d: Plain()
 learn = build_learner(Run(epochs=2, batch_size=50, lr=.01, seed=4), data.load("digits"), torch.device("cpu"), None, together)
 learn.add_cb(Steps())
