@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .checks import fit_fields, moved
 from .run import Run
 
+# What was here for a while is found where it went.
 __getattr__ = moved(__name__, Store="store", claimed="store", Log="store", read_log="store", write_atomic="store")
 
 # %% auto #0
