@@ -219,15 +219,15 @@ def cmd_show(
     for s in studies: show_table(s, markdown)
     return 0
 
-# %% ../nbs/app/04_cli.ipynb #8b8777d3
+# %% ../nbs/app/04_cli.ipynb #b6517622
 def _unfinished(folder): # a line for each run without an end, by its log
-    from mix_research.store import claimed, read_log
-    for path in sorted(folder.glob("*.jsonl")):
+    from mix_research.store import claimed, read_log, run_files
+    for path in run_files(folder, "log"):
         events = read_log(path)
         begun = [e["run"] for e in events if e["event"] == "started" and isinstance(e.get("run"), dict)]
         if not begun or events[-1]["event"] in ("finished", "failed"): continue
         run, last = begun[-1], events[-1]
-        state = "being trained" if claimed(path.with_suffix(".claim")) else "interrupted"
+        state = "being trained" if claimed(path) else "interrupted"
         epoch = next((e.get("epoch", 0) for e in reversed(events) if e["event"] == "epoch"), 0)
         what = f"{run.get('method')} seed {run.get('seed')} ({run.get('dataset')}, {run.get('model')})"
         yield f"{state}: {what}: epoch {epoch} of {run.get('epochs')}, {last.get('time')} on {last.get('host')}"

@@ -14,7 +14,7 @@ from . import data
 from .compiled import cpp_compiler
 from .jobs import failure_line
 from .record import BadRecord, Record
-from .store import claimed
+from .store import claimed, run_files
 
 # %% auto #0
 __all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'read_records', 'check_records',
@@ -109,20 +109,20 @@ def check_disk(
     need = f"a network and its checkpoint take up to .4 GiB, wanted: {least:g}"
     return [("FAIL", "disk", f"{place}: {free:.1f} GiB free; {need}")]
 
-# %% ../nbs/app/02_doctor.ipynb #a3386514
+# %% ../nbs/app/02_doctor.ipynb #f7b8a491
 def read_records(
     folder:str|Path, # of records
 ): # of (path, its `Record`, "") or (path, None, why it is not used), by name
     "Every record in a folder, and what passes itself off as one."
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in run_files(folder, "record"):
         try: yield path, Record.from_json(path.read_text()), ""
         except (BadRecord, UnicodeDecodeError, OSError) as e: yield path, None, str(e)
 
-# %% ../nbs/app/02_doctor.ipynb #8ef5629d
+# %% ../nbs/app/02_doctor.ipynb #e0247495
 def _beside(folder) -> list[tuple]: # lines about files beside the records
-    aside = [("note", "record", f"{p}: was not whole, and was set aside") for p in sorted(folder.glob("*.aside-*"))]
+    aside = [("note", "record", f"{p}: was not whole, and was set aside") for p in run_files(folder, "aside")]
     running, left = "being trained", "unfinished; the command that began it goes on from here"
-    checkpoints = {p: running if claimed(p.with_suffix(".claim")) else left for p in sorted(folder.glob("*.ckpt"))}
+    checkpoints = {p: running if claimed(p) else left for p in run_files(folder, "checkpoint")}
     return aside + [("note", "checkpoint", f"{path}: {state}") for path, state in checkpoints.items()]
 
 def check_records(
