@@ -36,14 +36,14 @@ def names_of(
     if cls in _words(): raise ValueError(f"name: {cls!r} has another meaning in the notebook")
     return cls, method
 
-# %% ../nbs/app/03_starter.ipynb #457f334a
+# %% ../nbs/app/03_starter.ipynb #018dccfd
 def starter(
     name:str, # of the method, e.g. "BandMix"
 ): # a notebook of nbformat
     "The notebook that a method begins as. Errors: as `names_of`."
-    import nbformat
     given = dict(zip(("NewMethod", "new_method"), names_of(name)))
     text = _TEMPLATE.read_text(encoding="utf-8")
+    import nbformat
     return nbformat.reads(re.sub("NewMethod|new_method", lambda found: given[found[0]], text), 4)
 
 def new_method(
@@ -51,9 +51,9 @@ def new_method(
     folder:str|Path=".", # that is there; in a checkout `nbs`
 ) -> Path: # the notebook
     "Writes the starter of a method; what is there is never overwritten. Errors: `ValueError`, one line."
-    import nbformat
     path = Path(folder) / f"{names_of(name)[1]}.ipynb"
     if not path.parent.is_dir(): raise ValueError(f"folder: there is no folder {path.parent}")
+    import nbformat
     try: path.open("x", encoding="utf-8").write(nbformat.writes(starter(name)) + "\n")
     except FileExistsError: raise ValueError(f"{path} exists and is left as it is") from None
     return path

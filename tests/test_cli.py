@@ -177,7 +177,7 @@ def test_questions_and_refusals_import_nothing_heavy(argv, tmp_path, record_prop
 NEAREST = {
     "randomix/tabel_1": ("artefact", "randomix/table_1"),
     "randomix/table_1 --methods randomx": ("methods", "randomix"),
-    "lmix/table_4 --datasets cifar1000": ("datasets", "cifar100"),
+    "beyond/one_protocol --datasets cifar1000": ("datasets", "cifar100"),
     "randomix/table_1 --preset smoek": ("preset", "smoke"),
 }
 
