@@ -10,6 +10,7 @@ reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 
 test: .venv/ready ## every notebook and every test
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 # a thread each: two processes of two threads would wait for each other
+	OMP_NUM_THREADS=1 nbdev_test --path mix_research/templates # the notebook that a new method begins as
 	OMP_NUM_THREADS=1 pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/ready ## JupyterLab
@@ -18,6 +19,7 @@ lab: .venv/ready ## JupyterLab
 lib: .venv/ready ## the library from its.notebooks
 	nbdev_export
 	nbdev_clean
+	nbdev_clean --fname mix_research/templates
 	nbdev_clean --fname papers
 
 render: lib ## execute all notebooks in place; papers' tables show the committed records

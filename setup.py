@@ -45,7 +45,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], author=cfg["author"], author_email=cfg["author_email"],
     url=cfg["git_url"], license="Apache-2.0", keywords=cfg["keywords"], python_requires=f">={cfg['min_python']}",
     long_description=open("README.md", encoding="utf-8").read(), long_description_content_type="text/markdown",
-    packages=find_packages(include=["mix_research*"]), package_data={"mix_research": ["*.mplstyle"]}, install_requires=cfg["requirements"].split(), cmdclass={"build_py": WithPapers, "sdist": WithCommit},
+    packages=find_packages(include=["mix_research*"]), package_data={"mix_research": ["*.mplstyle", "templates/*.ipynb"]}, install_requires=cfg["requirements"].split(), cmdclass={"build_py": WithPapers, "sdist": WithCommit},
     extras_require={key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["mix_research=mix_research._modidx:d"]},
 )

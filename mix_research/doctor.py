@@ -9,87 +9,141 @@ from importlib import metadata
 from pathlib import Path
 import torch
 from packaging.requirements import Requirement
+import mix_research
 from . import data
 from .compiled import cpp_compiler
+from .jobs import failure_line
 from .record import BadRecord, Record
-from .store import claimed
+from .store import claimed, run_files
 
 # %% auto #0
-__all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'check_records', 'examine']
+__all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'read_records', 'check_records',
+           'examine']
 
 # %% ../nbs/app/02_doctor.ipynb #6c9723ae
+def _requirement(text) -> list[tuple]: # the line about a requirement, if there is something to say
+    r = Requirement(text)
+    extra = r.marker is not None and "extra" in str(r.marker)
+    if r.marker and not extra and not r.marker.evaluate({"extra": ""}): return [] # of another system or Python
+    try: found = metadata.version(r.name)
+    except metadata.PackageNotFoundError:
+        if not extra: return [("FAIL", r.name, "not installed")]
+        return [("note", r.name, f"not installed; the extra {str(r.marker).split(chr(34))[1]} asks for it")]
+    if r.specifier.contains(found, prereleases=True): return []
+    return [("FAIL", r.name, f"{found} is installed; needed: {r.specifier}")]
+
+def _imports() -> tuple: # the line about what is imported together
+    program = "import torchvision, fastai.learner"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode: return "FAIL", "imports", done.stderr.strip().splitlines()[-1]
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "torchvision", "fastai", "numpy"))
+    return "ok", "packages", f"Python {platform.python_version()}, {versions}"
+
 def check_packages() -> list[tuple]: # (verdict, what, text)
     "Every requirement of this package, as it was installed; what an extra asks for need not be there."
-    try: lines, required = [], metadata.requires("mix-research") or ()
-    except metadata.PackageNotFoundError: lines, required = [("note", "mix-research", f"imported from {Path(data.__file__).parent} without being installed; what it requires is not compared")], ()
-    for text in required:
-        r = Requirement(text)
-        optional = r.marker is not None and "extra" in str(r.marker)
-        if r.marker and not r.marker.evaluate({"extra": ""}) and not optional: continue
-        try: found = metadata.version(r.name)
-        except metadata.PackageNotFoundError:
-            lines.append(("note" if optional else "FAIL", r.name, "not installed" + (f"; the extra {str(r.marker).split(chr(34))[1]} asks for it" if optional else ""))); continue
-        if not r.specifier.contains(found, prereleases=True): lines.append(("FAIL", r.name, f"{found} is installed; needed: {r.specifier}"))
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "torchvision", "fastai", "numpy"))
-    done = subprocess.run([sys.executable, "-c", "import torchvision, fastai.learner"], capture_output=True, text=True) # they may not fit each other
-    lines.append(("FAIL", "imports", done.stderr.strip().splitlines()[-1]) if done.returncode else ("ok", "packages", f"Python {platform.python_version()}, {versions}"))
-    return lines
+    folder = Path(mix_research.__file__).parent
+    alone = f"imported from {folder} without being installed; what it requires is not compared"
+    try: required = metadata.requires("mix-research") or ()
+    except metadata.PackageNotFoundError: return [("note", "mix-research", alone), _imports()]
+    return [line for text in required for line in _requirement(text)] + [_imports()]
+
+# %% ../nbs/app/02_doctor.ipynb #71e21860
+def _device_name(device): # and how much of it there is
+    if device.type == "cpu": return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+
+def _multiplies(device): # whole numbers, without an error?
+    a = torch.arange(64 * 64, dtype=torch.float32).view(64, 64) % 7
+    return torch.equal((a.to(device) @ a.to(device)).cpu(), (a.double() @ a.double()).float())
 
 def check_device() -> list[tuple]: # (verdict, what, text)
     "Does the device compute, and what is there to compile with?"
-    lines, device = [], torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    a = torch.arange(64 * 64, dtype=torch.float32).view(64, 64) % 7
-    right = torch.equal((a.to(device) @ a.to(device)).cpu(), (a.double() @ a.double()).float()) # whole numbers: exact anywhere
-    name = f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    lines.append(("ok", "device", f"{device.type}: {name}") if right else ("FAIL", "device", f"{device.type}: {name}: a matrix product of whole numbers is wrong"))
-    if device.type == "cpu": lines.append(("note", "device", "no GPU that torch can use: the paper presets take days to months"))
-    if device.type == "cpu": lines.append(("ok", "compiler", compiler) if (compiler := cpp_compiler()) else ("note", "compiler", "none: runs with compile=True fail"))
-    return lines
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = f"{device.type}: {_device_name(device)}"
+    wrong = ("FAIL", "device", f"{found}: a matrix product of whole numbers is wrong")
+    lines = [("ok", "device", found) if _multiplies(device) else wrong]
+    if device.type != "cpu": return lines
+    lines.append(("note", "device", "no GPU that torch can use: the paper presets take days to months"))
+    compiler, none = cpp_compiler(), ("note", "compiler", "none: runs with compile=True fail")
+    return [*lines, ("ok", "compiler", compiler) if compiler else none]
 
+# %% ../nbs/app/02_doctor.ipynb #f7678f06
 def check_kernel() -> list[tuple]: # (verdict, what, text)
     "What executes notebooks."
     from jupyter_client.kernelspec import KernelSpecManager
-    return [("ok", "kernel", "python3") if "python3" in KernelSpecManager().find_kernel_specs() else ("FAIL", "kernel", "Jupyter has no kernel python3, which executes the notebooks; pip install ipykernel")]
+    if "python3" in KernelSpecManager().find_kernel_specs(): return [("ok", "kernel", "python3")]
+    advice = "Jupyter has no kernel python3, which executes the notebooks; pip install ipykernel"
+    return [("FAIL", "kernel", advice)]
 
 # %% ../nbs/app/02_doctor.ipynb #e52cc7a6
 def check_data(
     root:str|Path|None=None, # folder of all data sets; see `data.data_root`
 ) -> list[tuple]: # (verdict, what, text)
     "Which data sets are at hand; none is loaded."
-    root, lines = data.data_root(root), []
+    root, debian = data.data_root(root), data.DEBIAN_FASHION_MNIST
     there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
-    lines.append(("ok" if there else "note", "data", f"{root}: {', '.join(there) or 'nothing'}"))
-    return [*lines, ("ok" if data.DEBIAN_FASHION_MNIST.exists() else "note", "Fashion-MNIST", f"{data.DEBIAN_FASHION_MNIST}: {'there' if data.DEBIAN_FASHION_MNIST.exists() else 'not installed (Debian: dataset-fashion-mnist)'}")]
+    found = ("ok" if there else "note", "data", f"{root}: {', '.join(there) or 'nothing'}")
+    if debian.exists(): return [found, ("ok", "Fashion-MNIST", f"{debian}: there")]
+    return [found, ("note", "Fashion-MNIST", f"{debian}: not installed (Debian: dataset-fashion-mnist)")]
+
+# %% ../nbs/app/02_doctor.ipynb #ef0eb617
+def _writable(folder): # None, or why it is not
+    try:
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(b"x")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e: return e.strerror or str(e)
 
 def check_disk(
     folder:str|Path, # where records are to be written
     least:float=1., # GiB
 ) -> list[tuple]: # (verdict, what, text)
     "Can it be written to, and is there room?"
-    place = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place) as f: f.write(b"x"); f.flush(); os.fsync(f.fileno())
-    except OSError as e: return [("FAIL", "disk", f"{place} cannot be written: {e.strerror or e}")]
+    folder = Path(folder).absolute()
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    refused = _writable(place)
+    if refused: return [("FAIL", "disk", f"{place} cannot be written: {refused}")]
     free = shutil.disk_usage(place).free / 2**30
-    return [("ok" if free >= least else "FAIL", "disk", f"{place}: {free:.1f} GiB free" + ("" if free >= least else f"; a network and its checkpoint take up to .4 GiB, wanted: {least:g}"))]
+    if free >= least: return [("ok", "disk", f"{place}: {free:.1f} GiB free")]
+    need = f"a network and its checkpoint take up to .4 GiB, wanted: {least:g}"
+    return [("FAIL", "disk", f"{place}: {free:.1f} GiB free; {need}")]
+
+# %% ../nbs/app/02_doctor.ipynb #f7b8a491
+def read_records(
+    folder:str|Path, # of records
+): # of (path, its `Record`, "") or (path, None, why it is not used), by name
+    "Every record in a folder, and what passes itself off as one."
+    for path in run_files(folder, "record"):
+        try: yield path, Record.from_json(path.read_text()), ""
+        except (BadRecord, UnicodeDecodeError, OSError) as e: yield path, None, str(e)
+
+# %% ../nbs/app/02_doctor.ipynb #e0247495
+def _beside(folder) -> list[tuple]: # lines about files beside the records
+    aside = [("note", "record", f"{p}: was not whole, and was set aside") for p in run_files(folder, "aside")]
+    running, left = "being trained", "unfinished; the command that began it goes on from here"
+    checkpoints = {p: running if claimed(p) else left for p in run_files(folder, "checkpoint")}
+    return aside + [("note", "checkpoint", f"{path}: {state}") for path, state in checkpoints.items()]
 
 def check_records(
     folder:str|Path, # of records
 ) -> list[tuple]: # (verdict, what, text)
     "Whole, failed, damaged and unfinished ones, and what was set aside."
     folder, lines, count = Path(folder), [], {"ok": 0, "failed": 0}
-    for path in sorted(folder.glob("*.json")):
-        try: r = Record.from_json(path.read_text()); count[r.status] += 1
-        except (BadRecord, UnicodeDecodeError, OSError) as e: lines.append(("FAIL", "record", f"{path}: {e}; it is not used")); continue
-        if r.status == "failed": lines.append(("note", "record", f"failed: {r.run.method} seed {r.run.seed} ({r.run.dataset}, {r.run.model}): {r.error}"))
-    lines += [("note", "record", f"{p}: was not whole, and was set aside") for p in sorted(folder.glob("*.aside-*"))]
-    for path in sorted(folder.glob("*.ckpt")):
-        lines.append(("note", "checkpoint", f"{path}: {'being trained' if claimed(path.with_suffix('.claim')) else 'unfinished; the command that began it goes on from here'}"))
-    return [("ok", "records", f"{folder}: {count['ok']} successful, {count['failed']} failed"), *lines]
+    for path, record, why in read_records(folder):
+        if record is None:
+            lines.append(("FAIL", "record", f"{path}: {why}; it is not used"))
+            continue
+        count[record.status] += 1
+        if record.status == "failed": lines.append(("note", "record", failure_line(record)))
+    whole = ("ok", "records", f"{folder}: {count['ok']} successful, {count['failed']} failed")
+    return [whole, *lines, *_beside(folder)]
 
+# %% ../nbs/app/02_doctor.ipynb #1d8a51d6
 def examine(
     folder:str|Path, # where records are, or are to be written
     root:str|Path|None=None, # folder of all data sets; see `data.data_root`
 ) -> list[tuple]: # (verdict, what, text)
     "All checks."
-    return [*check_packages(), *check_device(), *check_kernel(), *check_data(root), *check_disk(folder), *check_records(folder)]
+    machine = [*check_packages(), *check_device(), *check_kernel()]
+    return [*machine, *check_data(root), *check_disk(folder), *check_records(folder)]

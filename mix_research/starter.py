@@ -4,145 +4,56 @@
 
 # %% ../nbs/app/03_starter.ipynb #0aa91218
 from __future__ import annotations
-import keyword, pkgutil, re
+import json, keyword, pkgutil, re
 from pathlib import Path
 import mix_research
-from . import mixers
 
 # %% auto #0
-__all__ = ['method_names', 'starter', 'new_method', 'cmd_new_method']
+__all__ = ['names_of', 'starter', 'new_method']
 
-# %% ../nbs/app/03_starter.ipynb #2447a207
-_DEFINITION = [("markdown", """
-# new_method
+# %% ../nbs/app/03_starter.ipynb #5a036ed4
+_TEMPLATE = Path(mix_research.__file__).parent / "templates" / "new_method.ipynb"
 
-> What the method does, in one sentence.
-
-Who proposed it, where, and what it is good for. As it stands, a band of the partner covers a part of the last axis: put your own method in its place, then its oracle, picture and readings."""),
-("code", """
-#| default_exp new_method"""),
-("code", """
-#| hide
-import numpy as np
-from fastcore.test import test_eq, test_close, test_fail
-from mix_research.mixers import check_mixer
-from mix_research.figures import grid, photos"""),
-("code", """
-#| export
-from __future__ import annotations
-import torch
-from fastcore.meta import delegates
-from mix_research.mixers import Mixer"""),
-("markdown", """
-## The mixer
-
-The base class draws partners and shares $s$, checks the batch and blends; `mask` says what becomes of the share to replace. It returns $w$, the weight of the sample itself, and
-$\\lambda$, the exact mean of $w$. All that is random comes from `generator`; nothing loops over samples."""),
-("code", """
-#| export
-class NewMethod(Mixer, key="new_method"):
-    "A band of the partner across the last axis."
-    hard = True # every weight is 0 or 1
-    @delegates(Mixer.__init__)
-    def __init__(self,
-        alpha:float=1., # $\\alpha$: the share to replace is drawn from Beta($\\alpha$, $\\alpha$)
-        wrap:bool=True, # what leaves at one end comes in at the other; else it is cut off
-        per:str="sample", # one draw per "sample", or one for the whole "batch"
-        **kwargs, # p, pairing: see `Mixer`
-    ):
-        super().__init__(alpha, per, **kwargs)
-        self.wrap = wrap
-
-    def mask(self, s, index, x, partner, generator):
-        start = torch.rand(len(s), device=x.device, generator=generator)[:, None]
-        after = (torch.arange(x.shape[-1], device=x.device) + .5) / x.shape[-1] - start # of each position's centre, as a share of the axis
-        if self.wrap: after = after % 1
-        w = 1 - ((after >= 0) & (after < s[:, None])).float()
-        return w.view(-1, *[1] * (x.ndim - 2), x.shape[-1]), w.mean(1)""")]
-
-# %% ../nbs/app/03_starter.ipynb #76632879
-_EVIDENCE = [("code", """
-x, index = photos(5), torch.tensor([1, 2, 3, 4, 0])
-mix = NewMethod().make(index, x, x, torch.Generator().manual_seed(1))
-grid([list(x), list(x[index]), list(mix.blend(x))], labels=["image", "partner", "mixed"], notes=[[""] * 5, [""] * 5, [f"$\\\\lambda$ = {l:.2f}" for l in mix.lam]]);"""),
-("markdown", """
-What holds for every mixer; the edges, nothing and everything replaced; and a loop over samples and positions."""),
-("code", """
-for mixer in (NewMethod(), NewMethod(wrap=False), NewMethod(per="batch")): check_mixer(mixer)
-test_eq(NewMethod().mask(torch.tensor([0., 1.]), None, torch.rand(2, 3, 8, 8), None, None)[1], torch.tensor([1., 0.]))
-test_fail(lambda: NewMethod(alpha=0), contains="alpha: expected a finite number > 0")
-
-B, W, g = 7, 17, torch.Generator()
-x, y = torch.rand(B, 3, 12, W, generator=g.manual_seed(0)), torch.arange(B)
-for wrap in (True, False):
-    got, target = NewMethod(wrap=wrap)(x, y, generator=g.manual_seed(2))
-    g.manual_seed(2)
-    index, s, start = torch.randperm(B, generator=g), torch.rand(B, generator=g).numpy(), torch.rand(B, generator=g).numpy() # Beta(1, 1) is uniform
-    want, lam = x.numpy().copy(), np.ones(B)
-    for i in range(B):
-        for j in range(W):
-            after = (j + .5) / W - start[i]
-            if wrap and after < 0: after += 1
-            if 0 <= after < s[i]: want[i, ..., j] = x[index[i], ..., j]; lam[i] -= 1 / W
-    test_close(got, want, 1e-6); test_close(target.lam, lam, 1e-6)""")]
-
-# %% ../nbs/app/03_starter.ipynb #6c9492db
-_USE = [("markdown", """
-## A training
-
-`Run` knows the method by its name, as soon as its class is defined."""),
-("code", """
-from mix_research.train import Run, train
-record = train(Run(dataset="digits", model="small", method="new_method", method_args={"alpha": 1.}, epochs=8, batch_size=32, lr=.05, seed=0))
-assert record.status == "ok", record.error
-print(f"top-1 on the digits after {record.run.epochs} epochs: {record.metrics['top1']:.3f}")"""),
-("markdown", """
-## Readings
-
-| The paper | Here | Keyword |
-|---|---|---|
-| A band that leaves the image: not said | comes in at the other end | `wrap=False` |
-| $\\alpha$: not said | 1 | `alpha` |
-| A share per batch or per sample: not said | per sample | `per="batch"` |""")]
+def _words() -> set: # that the notebook's code uses beside the method's own name
+    cells = json.loads(_TEMPLATE.read_text(encoding="utf-8"))["cells"]
+    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return set(re.findall(r"\w+", code)) - {"NewMethod"}
 
 # %% ../nbs/app/03_starter.ipynb #65ee64f8
-def method_names(
+def names_of(
     name:str, # what the user calls the method, e.g. "BandMix" or "band_mix"
 ) -> tuple[str, str]: # of the class; of the method, its module and its notebook
-    "The names of a new method. Errors: one line for a name that cannot be used."
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name.lower()): raise ValueError(f"name: expected an identifier of letters, digits and _, such as BandMix or band_mix, got {name!r}")
+    "The names of a new method. Errors: `ValueError`, one line for a name that cannot be used."
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name.lower()):
+        wanted = "an identifier of letters, digits and _, such as BandMix or band_mix"
+        raise ValueError(f"name: expected {wanted}, got {name!r}")
+    from mix_research.methods import method_names # takes longer than the refusal above
     method = name.lower()
-    cls = "".join(p.capitalize() for p in name.split("_")) if name == method else name
-    if method in ("baseline", "synermix", *mixers.MIXERS): raise ValueError(f"name: there is a method {method!r}")
-    if method in {m.name for m in pkgutil.iter_modules(mix_research.__path__)}: raise ValueError(f"name: the library has a module {method!r}")
-    if cls in {n for kind, text in _DEFINITION + _EVIDENCE + _USE if kind == "code" for n in re.findall(r"\w+", text)} - {"NewMethod"}: raise ValueError(f"name: {cls!r} has another meaning in the notebook")
+    cls = "".join(part.capitalize() for part in name.split("_")) if name == method else name
+    if method in method_names(): raise ValueError(f"name: there is a method {method!r}")
+    modules = {m.name for m in pkgutil.iter_modules(mix_research.__path__)}
+    if method in modules: raise ValueError(f"name: the library has a module {method!r}")
+    if cls in _words(): raise ValueError(f"name: {cls!r} has another meaning in the notebook")
     return cls, method
 
+# %% ../nbs/app/03_starter.ipynb #018dccfd
 def starter(
     name:str, # of the method, e.g. "BandMix"
 ): # a notebook of nbformat
-    "The notebook that a method begins as."
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-    cls, method = method_names(name)
-    fill = lambda text: re.sub("NewMethod|new_method", lambda m: cls if m[0] == "NewMethod" else method, text.strip())
-    cells = [(new_markdown_cell if kind == "markdown" else new_code_cell)(fill(text)) for kind, text in _DEFINITION + _EVIDENCE + _USE]
-    for i, cell in enumerate(cells): cell.id = f"starter-{i}"
-    return new_notebook(cells=cells, metadata=dict(kernelspec=dict(display_name="python3", language="python", name="python3")))
+    "The notebook that a method begins as. Errors: as `names_of`."
+    given = dict(zip(("NewMethod", "new_method"), names_of(name)))
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    import nbformat
+    return nbformat.reads(re.sub("NewMethod|new_method", lambda found: given[found[0]], text), 4)
 
 def new_method(
     name:str, # of the method, e.g. "BandMix"
     folder:str|Path=".", # that is there; in a checkout `nbs`
 ) -> Path: # the notebook
-    "Writes the starter of a method; what is there is never overwritten."
-    import nbformat
-    text, path = nbformat.writes(starter(name)) + "\n", Path(folder) / f"{method_names(name)[1]}.ipynb"
+    "Writes the starter of a method; what is there is never overwritten. Errors: `ValueError`, one line."
+    path = Path(folder) / f"{names_of(name)[1]}.ipynb"
     if not path.parent.is_dir(): raise ValueError(f"folder: there is no folder {path.parent}")
-    try: path.open("x").write(text)
+    import nbformat
+    try: path.open("x", encoding="utf-8").write(nbformat.writes(starter(name)) + "\n")
     except FileExistsError: raise ValueError(f"{path} exists and is left as it is") from None
     return path
-
-def cmd_new_method(a) -> int:
-    "Writes the starter notebook of a new method: definition, picture, tests, training, table of readings."
-    path = new_method(a.name, a.out)
-    print(f"notebook: {path}\nIt runs as it stands: jupyter lab {path}")
-    return 0

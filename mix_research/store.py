@@ -13,8 +13,6 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import mix_research
-from .record import BadRecord, Record, now
-from .run import Run
 
 # %% auto #0
 __all__ = ['ENDS', 'PACKAGE', 'write_atomic', 'Store', 'run_files', 'claimed', 'Log', 'read_log', 'papers_dir',
@@ -72,6 +70,7 @@ def get(self:Store,
     run:Run, # what was run
 ) -> Record|None: # None if there is none, or none that is whole
     "The record of a run, a successful one if any folder has one."
+    from mix_research.record import BadRecord # which needs PyTorch; names of papers are asked for without it
     found = []
     for path in (folder / self.record_path(run).name for folder in self.folders):
         try: found.append(_whole(path, run))
@@ -85,6 +84,7 @@ def put(self:Store,
     record:Record, # to be kept
 ):
     "Writes a record; a file in its place that is not a whole record of the same run moves aside first."
+    from mix_research.record import BadRecord
     path = self.record_path(record.run)
     try: _whole(path, record.run)
     except FileNotFoundError: pass
@@ -93,6 +93,7 @@ def put(self:Store,
 
 # %% ../nbs/runs/08_store.ipynb #9e411f17
 def _whole(path, run): # the record in a file
+    from mix_research.record import BadRecord, Record
     try: record = Record.from_json(path.read_text())
     except UnicodeDecodeError as e: raise BadRecord(f"not a record ({e})") from e
     if record.run != run: raise BadRecord("of another run, or of an earlier version that trained it in another way")
@@ -147,6 +148,7 @@ class Log:
         event:str, # what happened
         **values, # plain values that say more
     ):
+        from mix_research.record import now
         line = dict(time=now(), event=event, host=socket.gethostname(), pid=os.getpid(), **values)
         if self.listener: self.listener(line)
         if not self.path: return

@@ -1,7 +1,10 @@
 """The commands, as a user types them, on real digits at the smallest size."""
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -15,7 +18,6 @@ from mix_research.store import Store
 @pytest.fixture
 def project(tmp_path):
     """A copy of papers/ whose smoke preset trains for two epochs."""
-    import shutil
     shutil.copytree(ROOT / "papers", tmp_path / "papers", ignore=shutil.ignore_patterns("records"))
     for path in (tmp_path / "papers").glob("*/protocol.yaml"):
         protocol = yaml.safe_load(path.read_text())
@@ -24,30 +26,43 @@ def project(tmp_path):
     return tmp_path
 
 
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
+
+
 def cli(project, *argv, code=0):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
-    done = subprocess.run(["mix-research", *argv], cwd=project, capture_output=True, text=True, env=env)
+    done = subprocess.run(["mix-research", *argv], cwd=project, capture_output=True, text=True, env=ENV)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
-def dates(project): return {p.name: json.loads(p.read_text())["date"] for p in (project / "reproduced/records").glob("*.json")}
+def records(folder):
+    return {p.name: json.loads(p.read_text()) for p in folder.glob("*.json")}
+
+
+def dates(project):
+    return {name: record["date"] for name, record in records(project / "reproduced/records").items()}
+
+
+def shown(notebook):
+    """What an executed notebook displays."""
+    cells = nbformat.read(notebook, 4).cells
+    return [o.data.get("text/markdown", "") for c in cells for o in c.get("outputs", []) if "data" in o]
 
 
 def test_reproduce_show_status(project):
     which = ("randomix/table_1", "--seeds", "0,1", "--methods", "baseline,randomix")
+    show = ("show", *which, "--records", "reproduced/records")
     out = cli(project, "reproduce", *which).stdout
-    assert "| RandoMix" in out and "Digits, small network: ours" in out and "97.22 (+2.04)" in out and "4 of 4 runs" in out
+    for text in ("| RandoMix", "Digits, small network: ours", "97.22 (+2.04)", "4 of 4 runs"): assert text in out
     first = dates(project)
     assert len(first) == 4
-    notebook = nbformat.read(project / "reproduced/randomix/table_1.ipynb", 4)
-    shown = [o.data.get("text/markdown", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
-    assert any("Digits, small network: ours" in t for t in shown), "the executed notebook shows the same table"
+    found = shown(project / "reproduced/randomix/table_1.ipynb")
+    assert any("Digits, small network: ours" in t for t in found), "the executed notebook shows the same table"
 
     again = cli(project, "reproduce", *which)
     assert dates(project) == first and "run/s" not in again.stderr, "a second call trains nothing"
-    assert "Digits, small network: ours" in cli(project, "show", *which, "--records", "reproduced/records").stdout
+    assert "Digits, small network: ours" in cli(project, *show).stdout
     status = cli(project, "status").stdout
     assert "4 records" in status and "randomix" in status
     assert "0 + 4 of 35" in cli(project, "list").stdout
@@ -55,22 +70,23 @@ def test_reproduce_show_status(project):
     damaged = next((project / "reproduced/records").glob("*.json"))
     damaged.write_text(damaged.read_text().replace('"top1"', '"top2"', 1))
     assert damaged.name in cli(project, "status", code=1).stdout
-    assert "3 of 4 runs" in cli(project, "show", *which, "--records", "reproduced/records").stdout, "a damaged record is not used"
+    assert "3 of 4 runs" in cli(project, *show).stdout, "a damaged record is not used"
     cli(project, "reproduce", *which)
     after = dates(project)
-    assert [n for n in after if after[n] != first[n]] in ([], [damaged.name]) and "4 of 4 runs" in cli(project, "show", *which, "--records", "reproduced/records").stdout
+    assert [n for n in after if after[n] != first[n]] in ([], [damaged.name])
+    assert "4 of 4 runs" in cli(project, *show).stdout
 
 
 def test_notebook_alone_trains_as_the_command_does(project):
     import papermill
-    out = project / "table_1.ipynb"
-    papermill.execute_notebook(project / "papers/randomix/table_1.ipynb", out, dict(methods=["cutmix"], seeds=[7], train=True), cwd=project / "papers/randomix",
-                               progress_bar=False, kernel_name="python3")
-    alone = Store(project / "reproduced/records")
-    (path,) = (project / "reproduced/records").glob("*.json")
-    run = Run.from_dict(json.loads(path.read_text())["run"])
+    paper, own = project / "papers/randomix", project / "reproduced/records"
+    asked = dict(methods=["cutmix"], seeds=[7], train=True)
+    how = dict(cwd=paper, progress_bar=False, kernel_name="python3")
+    papermill.execute_notebook(paper / "table_1.ipynb", project / "table_1.ipynb", asked, **how)
+    (record,) = records(own).values()
+    run = Run.from_dict(record["run"])
     cli(project, "reproduce", "randomix/table_1", "--methods", "cutmix", "--seeds", "7", "--records", "other")
-    assert Store(project / "other").get(run).outcome == alone.get(run).outcome
+    assert Store(project / "other").get(run).outcome == Store(own).get(run).outcome
 
 
 def test_figure_needs_no_training(project):
@@ -84,9 +100,11 @@ def test_diverging_run_fails_visibly(project):
     protocol["methods"]["mixup"]["lr"] = 1e20
     protocol["presets"]["smoke"]["run"].pop("lr")
     path.write_text(yaml.safe_dump(protocol, sort_keys=False))
-    done = cli(project, "reproduce", "randomix/table_1", "--methods", "baseline,mixup", "--seeds", "0", code=1)
-    assert "failed: mixup seed 0 (digits, small):" in done.stderr and "became" in done.stderr and "1 of 2 runs" in done.stdout
-    assert {r["status"] for r in (json.loads(p.read_text()) for p in (project / "reproduced/records").glob("*.json"))} == {"ok", "failed"}
+    which = ("randomix/table_1", "--methods", "baseline,mixup", "--seeds", "0")
+    done = cli(project, "reproduce", *which, code=1)
+    assert "failed: mixup seed 0 (digits, small):" in done.stderr and "became" in done.stderr
+    assert "1 of 2 runs" in done.stdout
+    assert {r["status"] for r in records(project / "reproduced/records").values()} == {"ok", "failed"}
 
 
 def test_outside_of_a_checkout_papers_are_found_beside_the_package(tmp_path):
@@ -95,13 +113,130 @@ def test_outside_of_a_checkout_papers_are_found_beside_the_package(tmp_path):
 
 def test_bench(tmp_path):
     """The smallest sizes, from measuring to the rendered notebook; what was measured is kept."""
-    cli(tmp_path, "bench", "--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out"))
+    bench = ("bench", "--quick", "--device", "cpu", "--out")
+    cli(tmp_path, *bench, "out", "--threads", "1")
     kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out/speed").glob("*.json")}
-    assert {"cpu_mixers_32", "cpu_training_small", "cpu_growth", "cpu_intra", "cpu_matrix_float32"} == set(kept)
+    assert set(kept) == {"cpu_mixers_32", "cpu_training_small", "cpu_growth", "cpu_intra", "cpu_matrix_float32"}
     assert all(m["environment"]["threads"] == 1 and m["rows"] and m["date"] for m in kept.values())
-    shown = "".join(o.data.get("text/markdown", "") for c in nbformat.read(tmp_path / "out/speed.ipynb", 4).cells for o in c.get("outputs", []) if "data" in o)
-    assert "torchvision CutMix" in shown and "miamix" in shown and "bare loop" in shown and "nan" not in shown and "nothing measured on a GPU yet" in shown
-    cli(tmp_path, "bench", "--quick", "--only", "matrix_float32", "--device", "cpu", "--out", str(tmp_path / "one"))
+    text = "".join(shown(tmp_path / "out/speed.ipynb"))
+    for said in ("torchvision CutMix", "miamix", "bare loop", "nothing measured on a GPU yet"): assert said in text
+    assert "nan" not in text
+    cli(tmp_path, *bench, "one", "--only", "matrix_float32")
     assert [p.stem for p in (tmp_path / "one/speed").glob("*.json")] == ["cpu_matrix_float32"]
-    done = cli(tmp_path, "bench", "--quick", "--only", "speed", "--device", "cpu", "--out", str(tmp_path / "none"), code=2)
-    assert "only: unknown 'speed'; allowed: matrix_float32, training_small" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = cli(tmp_path, *bench, "none", "--only", "speed", code=2)
+    assert "only: unknown 'speed'; allowed: matrix_float32, training_small" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- what is answered without training
+
+QUESTION = """
+import sys, time
+before = time.process_time()
+from mix_research.cli import main
+try: code = main(sys.argv[1:])
+except SystemExit as e: code = e.code
+heavy = sorted({"torch", "pandas", "fastai", "papermill", "nbformat"} & set(sys.modules))
+print("\\n", [code, round(time.process_time() - before, 2), heavy], file=sys.stderr)
+"""
+
+
+def asked(cwd, *argv):
+    """Exit code, CPU seconds, heavy modules that were imported, output, error stream."""
+    done = subprocess.run([sys.executable, "-c", QUESTION, *argv], cwd=cwd, capture_output=True, text=True, env=ENV)
+    err, last = done.stderr.rsplit("\n ", 1)
+    return *json.loads(last.replace("'", '"')), done.stdout, err.strip()
+
+
+LIGHT = {
+    "--help": "",
+    "--version": "",
+    "reproduce --help": "",
+    "reproduce": "artefact: expected either one, e.g. randomix/table_1, or --all",
+    "show --all --methods mixup": "--methods: rows differ from table to table; allowed with one artefact",
+    "reproduce randomix/table_1 --jobs 0": "--jobs: expected an integer > 0, got 0",
+    "reproduce randomix/table_1 --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
+    "reproduce --all --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
+    "bench --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
+    "show randomix/table_1 --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
+    "show randomix/table_1 --datasets cifar01": "datasets: unknown 'cifar01'; allowed: cifar10, cifar100",
+    "new-method band-mix": "name: expected an identifier of letters, digits and _, such as BandMix or band_mix, got 'band-mix'",
+}
+
+
+@pytest.mark.parametrize("argv", LIGHT)
+def test_questions_and_refusals_import_nothing_heavy(argv, tmp_path, record_property):
+    code, seconds, heavy, out, err = asked(tmp_path, *argv.split())
+    assert heavy == [], heavy
+    assert code == (2 if LIGHT[argv] else 0)
+    assert err == (f"mix-research: {LIGHT[argv]}" if LIGHT[argv] else "")
+    assert not list(tmp_path.iterdir())
+    record_property("CPU seconds", seconds)
+
+
+NEAREST = {
+    "randomix/tabel_1": ("artefact", "randomix/table_1"),
+    "randomix/table_1 --methods randomx": ("methods", "randomix"),
+    "beyond/one_protocol --datasets cifar1000": ("datasets", "cifar100"),
+    "randomix/table_1 --preset smoek": ("preset", "smoke"),
+}
+
+
+@pytest.mark.parametrize("argv", NEAREST)
+def test_an_unknown_name_is_answered_with_the_nearest(argv, tmp_path):
+    """One line of at most 120 columns: all names where they fit on it, otherwise three."""
+    name, meant = NEAREST[argv]
+    code, _, heavy, out, err = asked(tmp_path, "show", *argv.split())
+    assert (code, heavy, out) == (2, [], "") and len(err.removeprefix("mix-research: ")) <= 120 and "\n" not in err
+    kind, names = re.search(rf"mix-research: {name}: unknown '\S+'; (nearest|allowed): (.*)", err).groups()
+    assert meant in names.split(", ") and (kind == "allowed" or len(names.split(", ")) == 3)
+
+
+@pytest.mark.parametrize("given, meant", [(dict(model="preact_resnet81"), "preact_resnet18"),
+                                          (dict(dataset="cifar_100"), "cifar100"), (dict(method="randomx"), "randomix")])
+def test_so_is_one_in_a_run(given, meant):
+    with pytest.raises(ValueError, match=f"{next(iter(given))}: unknown .*; nearest: ") as e: Run(**given)
+    assert meant in str(e.value) and len(str(e.value)) <= 120 and str(e.value).count(", ") == 2
+
+
+def test_version(tmp_path):
+    settings = dict(re.findall(r"^(\w+) = (.*)$", (ROOT / "settings.ini").read_text(), re.M))
+    assert cli(tmp_path, "--version").stdout == f"mix-research {settings['version']}\n"
+
+
+# --- in a terminal
+
+def terminal(cwd, width, *argv):
+    """What a command prints in a terminal of so many columns."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    env = {k: v for k, v in ENV.items() if k not in ("COLUMNS", "LINES")}
+    child = subprocess.Popen(["mix-research", *argv], cwd=cwd, stdout=theirs, stderr=subprocess.PIPE, env=env)
+    os.close(theirs)
+    parts = []
+    while True:
+        try: part = os.read(ours, 65536)
+        except OSError: break  # Linux says so when the other end is closed
+        if not part: break
+        parts.append(part)
+    os.close(ours)
+    assert child.wait() == 0, child.stderr.read()
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def test_a_table_fits_the_terminal(tmp_path):
+    which = ("show", "randomix/table_1", "--seeds", "0,1")
+    piped = cli(tmp_path, *which).stdout
+    wide = max(map(len, piped.splitlines()))
+    assert terminal(tmp_path, wide, *which) == terminal(tmp_path, 60, *which, "--markdown") == piped
+    narrow = terminal(tmp_path, 60, *which)
+    caption = piped.strip().splitlines()[-1]
+    table = narrow.removesuffix(f"{caption}\n")
+    assert max(map(len, table.splitlines())) <= 60 < wide
+    cells = {cell.strip() for line in piped.splitlines() if line.startswith("|") for cell in line.split("|")}
+    values = {cell for cell in cells if re.match(r"[\d.]+ ", cell)}
+    assert values and not [value for value in values if value not in table]

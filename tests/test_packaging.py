@@ -137,7 +137,9 @@ def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
     with zipfile.ZipFile(wheel) as z:
         papers = {n.removeprefix(inside): z.read(n) for n in z.namelist() if n.startswith(inside)}
         meta = message_from_string(z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode())
+        template = z.read("mix_research/templates/new_method.ipynb")
     assert papers == files(ROOT / "papers")
+    assert template == (ROOT / "mix_research/templates/new_method.ipynb").read_bytes()
     cfg = ConfigParser(delimiters=["="])
     cfg.read(ROOT / "settings.ini")
     extras = {k.removesuffix("_requirements") for k in cfg["DEFAULT"] if k.endswith("_requirements")}
@@ -240,6 +242,8 @@ def test_a_method_in_one_notebook(checkout, tmp_path):
     assert "nbs/wavemix.ipynb" in out
     nb = nbformat.read(nbs / "wavemix.ipynb", 4)
     nbformat.validate(nb)
+    template = (checkout / "mix_research/templates/new_method.ipynb").read_text()
+    assert (nbs / "wavemix.ipynb").read_text() == template.replace("NewMethod", "WaveMix").replace("new_method", "wavemix")
     assert not list(checkout.glob("*.ipynb"))
     NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3").execute()
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
@@ -250,10 +254,12 @@ def test_a_method_in_one_notebook(checkout, tmp_path):
     code = """
 import sys, mix_research; assert mix_research.__file__.startswith(sys.argv[1]), mix_research.__file__
 from mix_research import mixers, wavemix
-from mix_research.record import Run
+from mix_research.run import Run
 assert mixers.MIXERS["wavemix"] is wavemix.WaveMix and Run(method="wavemix", method_args={"wrap": False}).mixer().wrap is False"""
     run(sys.executable, "-c", code, checkout, cwd=checkout)
-    (nbs / "wavemix.ipynb").unlink(); run("git", "checkout", "-q", ".", cwd=checkout); run("git", "clean", "-fdq", cwd=checkout)
+    (nbs / "wavemix.ipynb").unlink()
+    run("git", "checkout", "-q", ".", cwd=checkout)
+    run("git", "clean", "-fdq", cwd=checkout)
 
 
 def test_hooks_of_a_commit(checkout):
