@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from .parallel import gathered, shared
-from .record import Log, write_atomic
+from .store import Log, write_atomic
 
 # %% auto #0
 __all__ = ['MAGIC', 'BadCheckpoint', 'pack', 'unpack', 'Checkpoint', 'Checkpoints']

@@ -9,7 +9,7 @@ from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
 from .base import Mixer, build
-from .checks import check_choice, check_positive
+from .checks import check_choice, check_positive, check_range
 from .mix import Mix, Paste, beta
 
 # %% auto #0

@@ -15,7 +15,8 @@ from .study import Study
 from .data import DataNotFound
 from .download import DownloadFailed
 from .parallel import launched, leads
-from .record import BadRecord, Record, claimed, read_log, write_atomic
+from .record import BadRecord, Record
+from .store import claimed, read_log, write_atomic
 
 # %% auto #0
 __all__ = ['execute', 'show_table', 'cmd_list', 'show_plan', 'export', 'cmd_reproduce', 'cmd_show', 'cmd_bench', 'cmd_status',

@@ -11,7 +11,8 @@ import torch
 from packaging.requirements import Requirement
 from . import data
 from .compiled import cpp_compiler
-from .record import BadRecord, Record, claimed
+from .record import BadRecord, Record
+from .store import claimed
 
 # %% auto #0
 __all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'check_records', 'examine']

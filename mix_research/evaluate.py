@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from . import corruptions, data, synermix
+from . import corruptions, data, intraclass
 from .augment import Pipeline, cutout_mask
 from .batches import Batches, Dataset
 from .checks import check_choice
-from .record import Record, Run, Store, evaluation_name, now
+from .record import Record, evaluation_name, now
+from .run import Run
+from .store import Store
 from .train import best_device, build_model, environment, load, load_weights, pipeline, test_batches
 
 # %% auto #0
@@ -137,9 +139,9 @@ def test_features(
 def features(
     net:Trained, # what to evaluate
 ) -> dict:
-    "Cohesion and separability of the test images' features (see `synermix`), and the mean length of a feature, which both are to be seen against."
+    "Cohesion and separability of the test images' features (see `intraclass`), and the mean length of a feature, which both are to be seen against."
     f, y = test_features(net)
-    return dict(cohesion=synermix.cohesion(f, y), separability=synermix.separability(f, y), length=f.double().norm(dim=1).mean().item())
+    return dict(cohesion=intraclass.cohesion(f, y), separability=intraclass.separability(f, y), length=f.double().norm(dim=1).mean().item())
 
 def embedded(
     features:Tensor, # (N, D)

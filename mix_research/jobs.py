@@ -9,7 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 import torch
-from .record import Record, Run, Store, evaluation_name, now, write_atomic
+from .record import Record, evaluation_name, now
+from .run import Run
+from .store import Store, write_atomic
 
 # %% auto #0
 __all__ = ['Task', 'failure', 'finish', 'Processes', 'Cluster']
@@ -127,7 +129,7 @@ def _remotely(task, files, stop): # on a worker
         if Event(stop).is_set(): raise InterruptedError("the client was stopped")
     with _one_at_a_time, tempfile.TemporaryDirectory(dir=worker.local_directory) as folder:
         task = replace(task, store=Store(folder))
-        paths = task.store.path(task.run), task.store.weights_path(task.run)
+        paths = task.store.record_path(task.run), task.store.weights_path(task.run)
         for path, content in zip(paths, files):
             if content: path.parent.mkdir(exist_ok=True); path.write_bytes(content)
         record = finish(task, listener=listener)
@@ -153,7 +155,7 @@ class Cluster:
         "`finish` on a worker; its results are written here."
         from dask.distributed import KilledWorker
         run, store = task.run, task.store
-        files = [p.read_bytes() if p.exists() and not task.again else None for p in (store.path(run), store.weights_path(run))]
+        files = [p.read_bytes() if p.exists() and not task.again else None for p in (store.record_path(run), store.weights_path(run))]
         gpu = any("GPU" in w["resources"] for w in self.client.scheduler_info(n_workers=-1)["workers"].values())
         future = self.client.submit(_remotely, task, files, self.stopped.name, pure=False, key=f"{run.method}-{run.key}-{now()}", resources={"GPU": 1} if gpu else None)
         try: text, weights = future.result()

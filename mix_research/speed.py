@@ -17,8 +17,10 @@ from .batches import Dataset
 from .compiled import Compiled
 from .mixers import MIXERS, FeatureMixer, build
 from .checks import check_choice
-from .record import BadRecord, Run, now, sealed, unsealed, write_atomic
-from .synermix import intra_class_loss
+from .record import BadRecord, now, sealed, unsealed
+from .run import Run, generator_for
+from .store import write_atomic
+from .intraclass import intra_class_loss
 
 # %% auto #0
 __all__ = ['OWN', 'METHODS', 'KINDS', 'wait', 'clock', 'take_turns', 'summary', 'others', 'mixers', 'noise', 'bare_epoch',
@@ -125,7 +127,7 @@ def bare_epoch(run:Run, d:Dataset, device):
     model, images = train.build_model(run, d).to(device), train.pipeline(run, d)
     train.compile_network(run, model, torch.device(device))
     opt = torch.optim.SGD(model.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay, nesterov=run.nesterov, fused=run.fused or None)
-    batches, draws = d.batches("train", run.batch_size, device, shuffle=True, generator=train.stream(run, "order"), drop_last=run.drop_last), train.stream(run, "augment", device)
+    batches, draws = d.batches("train", run.batch_size, device, shuffle=True, generator=generator_for(run, "order"), drop_last=run.drop_last), generator_for(run, "augment", device)
     def epoch():
         model.train()
         total = torch.zeros((), device=device)

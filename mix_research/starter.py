@@ -7,7 +7,7 @@ from __future__ import annotations
 import keyword, pkgutil, re
 from pathlib import Path
 import mix_research
-from .record import mixers # into which every room has entered its own
+from . import mixers
 
 # %% auto #0
 __all__ = ['method_names', 'starter', 'new_method', 'cmd_new_method']

@@ -18,7 +18,9 @@ import mix_research
 from . import data
 from .checks import check_choice
 from .parallel import launched, leads, shared
-from .record import Record, Run, Store, evaluation_name, now
+from .record import Record, evaluation_name, now
+from .run import Run
+from .store import Store
 from .jobs import Cluster, Processes, Task, finish
 
 # %% auto #0

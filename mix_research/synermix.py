@@ -9,132 +9,19 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from .callback import MixCallback
-from .targets import check_labels, counted_loss
-from .mixers import Mixer, Mixup, build
 from .checks import check_choice
+from .intraclass import SupplementedSampler, class_slots, cohesion, interpolate_classes, intra_class_loss
+from .intraclass import intra_pair_probability, separability
+from .mixers import Mixer, Mixup, build
 from .models import Network
 
+_all_ = ["SupplementedSampler", "class_slots", "cohesion", "interpolate_classes", "intra_class_loss",
+         "intra_pair_probability", "separability"]
+
 # %% auto #0
-__all__ = ['BETAS', 'intra_pair_probability', 'class_slots', 'interpolate_classes', 'intra_class_loss', 'SupplementedSampler',
-           'cohesion', 'separability', 'find_head', 'features_at', 'kept_statistics', 'SynerMix', 'choose_beta']
-
-# %% ../nbs/runs/03_synermix.ipynb #f10152e6
-def intra_pair_probability(
-    n:int, # $N$, batch size
-    classes, # $C$, number of equally frequent classes; or the number of images of each class in a data set, (C,)
-) -> float:
-    "Probability that a sample and its partner under a random permutation share a class; self pairs count."
-    if isinstance(classes, int): q = 1 / classes
-    else:
-        count = torch.as_tensor(classes, dtype=torch.float64)
-        q = float((count * (count - 1)).sum() / (count.sum() * (count.sum() - 1)))
-    return 1 / n + (1 - 1 / n) * q
-
-# %% ../nbs/runs/03_synermix.ipynb #55605ded
-def class_slots(
-    y:Tensor, # labels, (B,) integers
-) -> tuple[Tensor, Tensor, Tensor]: # slot of each sample, (B,); label of each slot, (B,); 1 where a slot is used, else 0, (B,) float32
-    "A slot for every class that is present, without asking the device which those are."
-    label = y.sort().values
-    slot = torch.searchsorted(label, y)
-    return slot, label, torch.zeros(len(y), device=y.device).index_fill_(0, slot, 1.)
-
-def interpolate_classes(
-    features:Tensor, # $f$, (B, D), floating point
-    slot:Tensor, # slot of each sample, (B,)
-    p:int=1, # $P$, interpolations per class
-    generator:torch.Generator|None=None, # source of randomness, on the device of `features`
-) -> Tensor: # $f_c$ by slot, (B, P, D), zero in empty slots, dtype of `features`
-    "$f_c = \\sum_j w_j f_j$ with $w_j = r_j / \\sum_i r_i$, summed in float32 at least."
-    B, D = features.shape
-    f = features.to(torch.promote_types(features.dtype, torch.float32))
-    r = 1 - torch.rand(B, p, device=f.device, generator=generator).to(f.dtype) # never 0, which would leave a lone image without weight
-    w = r / r.new_zeros(B, p).index_add_(0, slot, r).index_select(0, slot)
-    return f.new_zeros(B, p, D).index_add(0, slot, w[..., None] * f[:, None]).to(features.dtype)
-
-# %% ../nbs/runs/03_synermix.ipynb #641044ff
-def intra_class_loss(
-    features:Tensor, # $f$, what goes into the last layer, (B, D), any floating dtype
-    y:Tensor, # labels, (B,) integers
-    head, # the last linear layer, (n, D) -> (n, K)
-    loss_func, # any loss that takes integer labels
-    p:int=1, # $P$, interpolations per class
-    generator:torch.Generator|None=None, # source of randomness, on the device of `features`
-) -> Tensor: # scalar
-    "$L_{intra}$: mean over the classes of the batch of the loss of `p` interpolated features each."
-    if not (isinstance(p, int) and p > 0): raise ValueError(f"p: expected an integer > 0, got {p!r}")
-    if features.ndim != 2 or not features.is_floating_point(): raise ValueError(f"features: expected (B, D) floats, got {tuple(features.shape)} {features.dtype}")
-    check_labels(y, len(features))
-    if y.ndim != 1: raise ValueError(f"y: classes are interpolated by integer label (B,), got {tuple(y.shape)} {y.dtype}")
-    slot, label, used = class_slots(y)
-    logits = head(interpolate_classes(features, slot, p, generator).flatten(0, 1))
-    label, used = (t[:, None].expand(-1, p).flatten() for t in (label, used))
-    return counted_loss(loss_func, logits, label, used) # empty slots do not count
-
-# %% ../nbs/runs/03_synermix.ipynb #3649ef60
-class SupplementedSampler:
-    "Lists of indices, one per batch: each image once per epoch, plus one more of every class that would be single in a batch and has another. A `batch_sampler` of torch, or the `sampler` of `batches.Batches`."
-    def __init__(self,
-        labels, # class of each image, (N,) integers
-        batch_size:int, # images per batch before supplementing; the last batch may be smaller
-        generator:torch.Generator|None=None, # source of the order, on the CPU
-        shuffle:bool=True, # a new order every epoch
-        more:torch.Generator|None=None, # source of the supplements, on the CPU; `generator` if not given: the order then is not that of plain shuffling
-        drop_last:bool=False, # leave out an incomplete last batch
-    ):
-        labels = torch.as_tensor(labels).cpu()
-        if labels.ndim != 1 or not len(labels) or labels.is_floating_point(): raise ValueError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
-        if batch_size < 1: raise ValueError(f"batch_size: expected an integer > 0, got {batch_size}")
-        _, self.label, self.count = labels.unique(return_inverse=True, return_counts=True)
-        self.members, self.first = self.label.argsort(stable=True), self.count.cumsum(0) - self.count # images by class, and where each class begins
-        self.rank = torch.empty_like(self.label).scatter_(0, self.members, torch.arange(len(labels)) - self.first[self.label[self.members]])
-        self.batch_size, self.generator, self.shuffle, self.more = batch_size, generator, shuffle, more or generator
-        self.n = len(labels) // batch_size * batch_size if drop_last else len(labels) # images per epoch
-
-    def __len__(self): return -(-self.n // self.batch_size)
-
-    def supplements(self,
-        order:Tensor, # the images of an epoch, (N,)
-        batch:Tensor, # their batches, (N,)
-    ) -> tuple[Tensor, Tensor]: # images to add, and the batches they belong to
-        "One more image of every class that is single in a batch."
-        c = self.label[order]
-        _, inverse, count = (batch * len(self.count) + c).unique(return_inverse=True, return_counts=True)
-        single = (count[inverse] == 1) & (self.count[c] > 1)
-        image, c = order[single], c[single]
-        other = (torch.rand(len(c), generator=self.more, dtype=torch.float64) * (self.count[c] - 1)).long() # among the others of its class
-        return self.members[self.first[c] + other + (other >= self.rank[image])], batch[single]
-
-    def __iter__(self):
-        n = len(self.label)
-        order = (torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n))[:self.n]
-        batch = torch.arange(self.n) // self.batch_size
-        more, where = self.supplements(order, batch)
-        batch = torch.cat([batch, where])
-        for part in torch.cat([order, more])[batch.argsort(stable=True)].split(torch.bincount(batch).tolist()): yield part.tolist()
-
-# %% ../nbs/runs/03_synermix.ipynb #53c92839
-def _centroids(features:Tensor, y:Tensor):
-    _, slot, count = y.unique(return_inverse=True, return_counts=True)
-    return features.new_zeros(len(count), features.shape[1]).index_add_(0, slot, features) / count[:, None], slot
-
-def cohesion(
-    features:Tensor, # (N, D)
-    y:Tensor, # classes, (N,) integers
-) -> float: # smaller is more cohesive
-    "Mean distance of a feature to the centroid of its class."
-    f = features.double()
-    centroid, slot = _centroids(f, y)
-    return float((f - centroid[slot]).norm(dim=1).mean())
-
-def separability(
-    features:Tensor, # (N, D)
-    y:Tensor, # classes, (N,) integers, two or more
-) -> float: # larger is more separate
-    "Mean distance between the centroids of two classes."
-    centroid, _ = _centroids(features.double(), y)
-    if len(centroid) < 2: raise ValueError("separability: needs features of at least two classes")
-    return float(torch.pdist(centroid).mean())
+__all__ = ['BETAS', 'find_head', 'features_at', 'kept_statistics', 'SynerMix', 'choose_beta', 'SupplementedSampler',
+           'class_slots', 'cohesion', 'interpolate_classes', 'intra_class_loss', 'intra_pair_probability',
+           'separability']
 
 # %% ../nbs/runs/03_synermix.ipynb #7a11547b
 def find_head(

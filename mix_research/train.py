@@ -21,19 +21,23 @@ import mix_research
 from . import data, models
 from .augment import Pipeline
 from .batches import IMAGENET_STATS, Dataset
-from .callback import Augment, MixCallback
+from .callback import Augment
 from .checkpoint import BadCheckpoint, Checkpoint, Checkpoints
 from .compiled import Compiled, check_compiler
-from .mixers import FeatureMixer
 from .checks import check_choice
 from .parallel import launched, leads, shared
-from .record import Log, Record, Run, Store, now, write_atomic
-from .synermix import SupplementedSampler, SynerMix
+from .record import Record, now
+from .run import Run, generator_for
+from .schedule import learning_rate
+from .store import Log, Store, write_atomic
+
+_all_ = ["learning_rate"]
+stream = generator_for # its old name
 
 # %% auto #0
-__all__ = ['LOGS', 'FastLearner', 'Schedule', 'LossNotFinite', 'Progress', 'Parallel', 'Autocast', 'learning_rate', 'stream',
-           'environment', 'weights_hash', 'save_weights', 'load_weights', 'load', 'build_model', 'compile_network',
-           'pipeline', 'test_batches', 'best_device', 'build_learner', 'words', 'fitting_batch_size', 'train']
+__all__ = ['stream', 'LOGS', 'FastLearner', 'Schedule', 'LossNotFinite', 'Progress', 'Parallel', 'Autocast', 'environment',
+           'weights_hash', 'save_weights', 'load_weights', 'load', 'build_model', 'compile_network', 'pipeline',
+           'test_batches', 'best_device', 'build_learner', 'words', 'fitting_batch_size', 'train', 'learning_rate']
 
 # %% ../nbs/runs/13_train.ipynb #b2be9097
 class FastLearner(Learner):
@@ -136,25 +140,6 @@ class Autocast(Callback):
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self.context.__exit__(None, None, None)
 
-# %% ../nbs/runs/13_train.ipynb #f6728942
-def learning_rate(
-    run:Run, # its lr, schedule, milestones, gamma and epochs
-    progress:float, # share of the training that is over, in [0, 1]
-) -> float: # the learning rate at that point
-    "The schedule."
-    if run.schedule == "cosine": return run.lr * (1 + math.cos(math.pi * progress)) / 2
-    passed = sum(progress * run.epochs >= m - 1e-6 for m in run.milestones) if run.schedule == "step" else 0
-    return run.lr * run.gamma ** passed
-
-def stream(
-    run:Run, # its seed
-    purpose:str, # what the numbers are for
-    device="cpu", # where they are drawn
-) -> torch.Generator:
-    "A generator of its own for each purpose: all methods of one seed see the images in the same order, and, where their batches are of one size (not with SynerMix's supplements), the same crops."
-    seed = hashlib.sha256(f"{run.seed}/{purpose}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))
-
 # %% ../nbs/runs/13_train.ipynb #bfbdfaeb
 @lru_cache(maxsize=None)
 def _commit() -> str:
@@ -217,8 +202,8 @@ def load(
     "The images of a run; those held out for validation in place of the test images; of the rest, where it says so, a few of each class."
     d = data.load(run.dataset, data_path, download)
     if not d.side and not run.size: raise ValueError(f"size: the images of {run.dataset} differ in size; expected a number of pixels > 0")
-    if run.validation: d = d.split(run.validation, stream(run, "validation"))
-    return d.few(run.per_class, stream(run, "few")) if run.per_class else d
+    if run.validation: d = d.split(run.validation, generator_for(run, "validation"))
+    return d.few(run.per_class, generator_for(run, "few")) if run.per_class else d
 
 def build_model(run:Run, d:Dataset) -> nn.Module:
     "The network of a run for its images, not yet trained."
@@ -227,11 +212,12 @@ def build_model(run:Run, d:Dataset) -> nn.Module:
 
 def compile_network(run:Run, model:nn.Module, device:torch.device):
     "Compiles what comes before the head, in place, if the run says so; both passes of SynerMix use it. Errors: `ValueError` without a C++ compiler on the CPU."
-    if not run.compile or isinstance(run.mixer(), FeatureMixer): return
+    method = run.needs()
+    if not run.compile or method.inside: return
     check_compiler(device)
     torch.compiler.reset() # what earlier runs compiled would count against the limit on variants of one function
-    varying = run.method == "synermix" # its supplemented batches differ in size
-    model.features = torch.compile(model.features, dynamic=varying, mode="reduce-overhead" if run.cuda_graphs and device.type == "cuda" and not varying else None)
+    graphs = run.cuda_graphs and device.type == "cuda" and not method.varying # a recorded step has one size
+    model.features = torch.compile(model.features, dynamic=method.varying, mode="reduce-overhead" if graphs else None)
 
 def pipeline(run:Run, d:Dataset) -> Pipeline:
     "What a run does to its images."
@@ -259,16 +245,15 @@ def build_learner(
     r, n = (parallel.process_index, parallel.num_processes) if parallel else (0, 1)
     if (last := len(d.y) % run.batch_size or run.batch_size) < n and not run.drop_last: raise ValueError(f"batch_size: {last} images in the last batch are too few for {n} processes; choose another size, or drop_last")
     own = f"/{r}" if r else "" # the first process draws what a lone one would
-    if r: torch.manual_seed(stream(run, f"torch{own}").initial_seed())
-    generators = dict(order=stream(run, "order"), supplements=stream(run, "supplements"), augment=stream(run, f"augment{own}", device), mix=stream(run, f"mix{own}", device))
-    order, draws, synermix = generators["order"], generators["mix"], run.synermix() if run.method == "synermix" else None
-    how = dict(sampler=SupplementedSampler(d.y, run.batch_size, order, more=generators["supplements"], drop_last=run.drop_last)) if synermix else dict(shuffle=True, generator=order, drop_last=run.drop_last)
+    if r: torch.manual_seed(generator_for(run, f"torch{own}").initial_seed())
+    generators = dict(order=generator_for(run, "order"), supplements=generator_for(run, "supplements"), augment=generator_for(run, f"augment{own}", device), mix=generator_for(run, f"mix{own}", device))
+    method = run.needs()
+    how = method.batches(d.y, run.batch_size, generators["order"], generators["supplements"], run.drop_last)
     dls = DataLoaders(d.batches("train", run.batch_size, device, share=(r, n), **how), test_batches(run, d, device))
     sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=run.momentum, nesterov=run.nesterov, weight_decay=run.weight_decay, fused=run.fused or None))
     cbs = [TrainEvalCallback(), Augment(pipeline(run, d), generators["augment"]), Schedule(partial(learning_rate, run)), Progress(bar, run.eval_every)]
     if parallel: cbs.append(Parallel())
-    if synermix: cbs.append(SynerMix(**synermix, generator=draws))
-    elif mixer := run.mixer(): cbs.append(MixCallback(Compiled(mixer) if run.compile and not isinstance(mixer, FeatureMixer) else mixer, draws))
+    cbs += method.callbacks(generators["mix"], Compiled(method.mixer) if run.compile and method.compiles else None)
     if run.precision == "bfloat16": cbs.append(Autocast())
     if run.precision == "float16":
         if device.type != "cuda": raise ValueError(f"precision: float16 needs a GPU, got {device.type}; allowed here: float32, bfloat16")
@@ -355,7 +340,7 @@ def train(
     device = torch.device(parallel.device if parallel else device or best_device())
     d, start, status, error = load(run, data_path, download), time.perf_counter(), "ok", ""
     made_by = {k: v for k, v in environment(device).items() if k in ("device", "torch", "version", "commit", "processes")} | {"run": run.key}
-    checkpoint, say = (Checkpoint(store.path(run, ".ckpt")), Log(store.path(run, ".jsonl"), listener)) if store and leads(parallel) else (None, Log(None, listener))
+    checkpoint, say = (Checkpoint(store.checkpoint_path(run)), Log(store.log_path(run), listener)) if store and leads(parallel) else (None, Log(None, listener))
     check_choice("log", log, LOGS)
     if checkpoint and not resume: checkpoint.remove()
     say("started", run=run.asdict(), environment=environment(device))
@@ -366,7 +351,7 @@ def train(
             while True:
                 learn = build_learner(run, d, device, bar, parallel)
                 learn.add_cb(Checkpoints(checkpoint, learn.generators, made_by, say, parallel))
-                if store and leads(parallel): learn.add_cbs(_logger(log, store.folders[0] / "tensorboard" / run.key))
+                if store and leads(parallel): learn.add_cbs(_logger(log, store.tensorboard_folder(run)))
                 try: learn.fit(run.epochs)
                 except BadCheckpoint as e: print(f"not used: {words(e)}"); checkpoint.remove(); continue
                 except LossNotFinite as e: status, error = "failed", words(e)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from mix_research.record import Run, Store
+from mix_research.run import Run
+from mix_research.store import Store
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT
 from mix_research import mixers, models, study
 from mix_research.checkpoint import Checkpoint, pack
-from mix_research.record import BadRecord, Record, Run, Store, read_log, sealed
+from mix_research.record import BadRecord, Record, sealed
+from mix_research.run import Run
+from mix_research.store import Store, read_log
 from mix_research.jobs import Task, finish
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -161,12 +163,12 @@ def test_damaged_files_are_never_used(tmp_path):
     run = Run(method="cutmix", epochs=1, batch_size=50)
     store = Store(tmp_path)
     record = finish(Task(run, store))
-    whole = store.path(run).read_bytes()
+    whole = store.record_path(run).read_bytes()
     def damaged(content):
         for cut in range(0, len(content), 64): yield content[:cut]
         for at in range(0, len(content), max(1, len(content) // 3000)): yield content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1:]
     for content in damaged(whole):
-        store.path(run).write_bytes(content)
+        store.record_path(run).write_bytes(content)
         found = store.get(run)
         assert found is None or found == record  # e.g. 1E-05 for 1e-05
     checkpoint = Checkpoint(tmp_path / "a.ckpt")
@@ -175,11 +177,11 @@ def test_damaged_files_are_never_used(tmp_path):
         checkpoint.path.write_bytes(bad)
         assert checkpoint.load() is None
     for bad in (b"", b"\0" * 100, whole):
-        store.path(run, ".claim").write_bytes(bad)
+        store.claim_path(run).write_bytes(bad)
         with store.claim(run) as mine: assert mine
-    store.path(run).write_bytes(whole[:-1])
+    store.record_path(run).write_bytes(whole[:-1])
     again = finish(Task(run, store))
-    assert again.outcome == record.outcome and store.path(run, ".aside-1").read_bytes() == whole[:-1] and store.get(run) == again
+    assert again.outcome == record.outcome and store.record_path(run).with_suffix(".aside-1").read_bytes() == whole[:-1] and store.get(run) == again
 
 
 # --- what runs out
@@ -187,7 +189,8 @@ def test_damaged_files_are_never_used(tmp_path):
 LIMITED = """
 import json, resource, sys, torch
 from pathlib import Path
-from mix_research.record import Run, Store
+from mix_research.run import Run
+from mix_research.store import Store
 from mix_research.train import train
 from mix_research.jobs import Task, finish
 train(Run(epochs=1))
@@ -294,7 +297,7 @@ from fastai.callback.core import Callback
 from torch import nn
 from mix_research import data, models
 from mix_research.parallel import gathered, launched, leads
-from mix_research.record import Run
+from mix_research.run import Run
 from mix_research.train import build_learner
 class Steps(Callback):
     order, run_valid = -100, False
