@@ -9,10 +9,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
-from .mix import Mix, in_double
 from .base import MIXERS, Mixer
 from .checks import check_choice, check_range
 from .classic import FMix, GMix
+from .mix import Mix, in_double
 from .randomix import build_candidates, check_weights
 
 # %% auto #0
@@ -27,7 +27,7 @@ class AGMix(GMix):
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         q:tuple=(-1., 1.), # range of $q$, the correlation
         theta:tuple=(0., 360.), # range of $\theta$, degrees; the paper does not give it
-        sigma:str="area", # "area": the bump has the area that is to be replaced; "printed": $\sigma = \sqrt{s} N$, $2\pi$ times as much
+        sigma:str="area", # "area": the bump has the area to replace; "printed": $2\pi$ times as much; see `masks`
         per:str="sample", # one draw per "sample" or per "batch"
         **kwargs, # p, pairing: see `Mixer`
     ):
@@ -36,7 +36,8 @@ class AGMix(GMix):
 
     def mask(self, s, index, x, partner, generator):
         centre = masks.points(len(s), x.shape[2:], x.device, generator)
-        q, theta = masks.between(torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator).to(s.dtype), (self.q, self.theta))
+        u = torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator)
+        q, theta = masks.between(u.to(s.dtype), (self.q, self.theta))
         return masks.gaussian(s, x.shape[2:], self.sigma, q, theta.deg2rad_(), centre)
 
 # %% ../nbs/mixing/10_miamix.ipynb #96c4abb1
@@ -45,13 +46,19 @@ def check_layers(
 ) -> list: # the same
     "Raise one clear line unless every candidate is a mask and nothing else."
     for c in candidates:
-        if c.p < 1: raise ValueError(f"candidates: {type(c).__name__}(p={c.p}) leaves samples out, and a layer is either drawn or not; give p to MiAMix itself")
-        if getattr(c, "reformulate", False): raise ValueError("candidates: FMix(reformulate=True) sets labels, MiAMix takes them from the merged mask; use FMix()")
-        if type(c).make is not Mixer.make and not isinstance(c, FMix):
-            allowed = sorted(n for n, m in MIXERS.items() if m.make in (Mixer.make, FMix.make))
-            raise ValueError(f"candidates: {type(c).__name__} does more than draw a mask, so it cannot be a layer; allowed: {', '.join(allowed)}")
+        name = type(c).__name__
+        if c.p < 1:
+            raise ValueError(f"candidates: {name}(p={c.p}) leaves samples out, and a layer is either drawn or not; "
+                             "give p to MiAMix itself")
+        if getattr(c, "reformulate", False):
+            raise ValueError("candidates: FMix(reformulate=True) sets labels, MiAMix takes them from the merged mask; "
+                             "use FMix()")
+        if type(c).make is Mixer.make or isinstance(c, FMix): continue
+        allowed = ", ".join(sorted(n for n, m in MIXERS.items() if m.make in (Mixer.make, FMix.make)))
+        raise ValueError(f"candidates: {name} does more than draw a mask, so it cannot be a layer; allowed: {allowed}")
     return candidates
 
+# %% ../nbs/mixing/10_miamix.ipynb #61225992
 def check_share(
     name:str, # the argument's name, for the message
     value:float, # must lie in [0, 1]
@@ -64,8 +71,11 @@ def check_layer_numbers(
     k_max, # int >= 1: 1..k_max; or a tuple of the numbers allowed
 ) -> tuple: # the numbers of layers to draw from
     "Raise one clear line unless `k_max` names numbers of layers."
-    ks = tuple(k_max) if isinstance(k_max, (tuple, list)) else tuple(range(1, k_max + 1)) if isinstance(k_max, int) else ()
-    if not ks or any(not isinstance(k, int) or k < 1 for k in ks): raise ValueError(f"k_max: expected an integer >= 1 or a tuple of them, got {k_max!r}")
+    ks = ()
+    if isinstance(k_max, int): ks = tuple(range(1, k_max + 1))
+    if isinstance(k_max, (tuple, list)): ks = tuple(k_max)
+    if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"k_max: expected an integer >= 1 or a tuple of them, got {k_max!r}")
     return ks
 
 # %% ../nbs/mixing/10_miamix.ipynb #3df683da
@@ -96,25 +106,37 @@ class MiAMix(Mixer):
         self.k_max = check_layer_numbers(k_max)
         self.candidates = check_layers(build_candidates(candidates))
         self.weights = check_weights(weights, len(self.candidates)).tolist()
-        self.p_self, self.p_aug, self.p_smooth = (check_share(n, p) for n, p in (("p_self", p_self), ("p_aug", p_aug), ("p_smooth", p_smooth)))
-        self.rotation, self.shear, self.window = check_range("rotation", (0, rotation), 0, 180)[1], check_range("shear", (0, shear), 0, 100)[1], check_share("window", window)
+        self.p_self, self.p_aug = check_share("p_self", p_self), check_share("p_aug", p_aug)
+        self.p_smooth = check_share("p_smooth", p_smooth)
+        _, self.rotation = check_range("rotation", (0, rotation), 0, 180)
+        _, self.shear = check_range("shear", (0, shear), 0, 100)
+        self.window = check_share("window", window)
         self.augmented = tuple(check_choice("augmented", n, sorted(MIXERS)) for n in augmented)
-        self.merge, self.label = check_choice("merge", merge, ("mul", "sum")), check_choice("label", label, ("merged", "drawn"))
+        self.merge = check_choice("merge", merge, ("mul", "sum"))
+        self.label = check_choice("label", label, ("merged", "drawn"))
         self.share = check_choice("share", share, ("replaced", "kept"))
 
-    def check(self, x):
-        if self.p_aug and x.ndim != 4: raise ValueError(f"MiAMix with p_aug > 0: needs images (B, C, H, W), got shape {tuple(x.shape)}")
-        for candidate in self.candidates: candidate.check(x)
+    def mask(self, *args): raise TypeError("MiAMix has no mask for one share; its stages have many")
 
-    def mask(self, s, index, x, partner, generator): raise TypeError("MiAMix has no mask for one share; its stages have many")
+# %% ../nbs/mixing/10_miamix.ipynb #82fbba29
+@patch
+def check(self:MiAMix, x:Tensor):
+    "Raise one clear line unless every layer, and its augmentation, takes images of this shape."
+    if self.p_aug and x.ndim != 4:
+        raise ValueError(f"MiAMix with p_aug > 0: needs images (B, C, H, W), got shape {tuple(x.shape)}")
+    for candidate in self.candidates: candidate.check(x)
 
-    def dense(self,
-        device:torch.device, # where the images are
-    ) -> bool:
-        "Shall every candidate make a mask for every layer, of which one is picked, rather than only those that were drawn?"
-        return device.type != "cpu" or torch.compiler.is_compiling()
+@patch
+def dense(self:MiAMix,
+    device:torch.device, # where the images are
+) -> bool:
+    "Shall every candidate make a mask for every layer, of which one is picked, rather than only those that were drawn?"
+    return device.type != "cpu" or torch.compiler.is_compiling()
 
-    def compiles(self, device): return device.type != "cpu"
+@patch
+def compiles(self:MiAMix, device:torch.device) -> bool:
+    "Does it pay to compile it? Where it is dense."
+    return device.type != "cpu"
 
 # %% ../nbs/mixing/10_miamix.ipynb #c826f88a
 @patch
@@ -124,8 +146,10 @@ def pair(self:MiAMix,
     y:Tensor|None=None, partner_y:Tensor|None=None, # labels, for a `pairing` that needs them
 ) -> Tensor: # partner of each sample, (B,)
     "Stage 1: itself with probability `p_self`, else one of the others, or what `pairing` says."
-    u, own = torch.rand(2, len(x), dtype=torch.float32, device=x.device, generator=generator), torch.arange(len(x), device=x.device)
-    if self.pairing != "any": return torch.where(u[0] >= self.p_self, Mixer.pair(self, x, generator, y, partner_y), own)
+    u = torch.rand(2, len(x), dtype=torch.float32, device=x.device, generator=generator)
+    own = torch.arange(len(x), device=x.device)
+    if self.pairing != "any":
+        return torch.where(u[0] >= self.p_self, Mixer.pair(self, x, generator, y, partner_y), own)
     step = ((u[1] * (len(x) - 1)).floor_() + 1) * (u[0] >= self.p_self) # how far round the batch
     return (own + step.long()) % len(x)
 
@@ -137,8 +161,10 @@ def layers(self:MiAMix,
     device=None, # where the result lives; the CPU if not given
 ) -> Tensor: # k, (n,) int64
     "Stage 2: the number of layers of each sample."
-    return masks.column(self.k_max, device)[torch.randint(len(self.k_max), (n,), device=device, generator=generator), 0].long()
+    which = torch.randint(len(self.k_max), (n,), device=device, generator=generator)
+    return masks.column(self.k_max, device)[which, 0].long()
 
+# %% ../nbs/mixing/10_miamix.ipynb #4e906479
 @patch
 def shares(self:MiAMix,
     k:Tensor, # numbers of layers, (B,)
@@ -151,7 +177,7 @@ def shares(self:MiAMix,
         concentration = torch.full((len(k), n + 1), self.alpha, dtype=torch.float64, device=device)
         concentration[:, n].mul_(layers)
         gamma = torch._standard_gamma(concentration, generator)
-        gamma[:, :n].mul_(torch.arange(n, device=device) < layers[:, None]) # what is left of a Dirichlet is a Dirichlet
+        gamma[:, :n].mul_(torch.arange(n, device=device) < layers[:, None])
         return (gamma[:, :n] / gamma.sum(1, keepdim=True)).float()
     return in_double(draw, k.device, generator)
 
@@ -163,10 +189,39 @@ def methods(self:MiAMix,
 ) -> Tensor: # numbers of candidates, (B, k_max) int64; -1 for layers not used
     "Stage 3: a candidate for each layer, by weight."
     n = max(self.k_max)
-    drawn = torch.multinomial(masks.column(tuple(self.weights), k.device)[:, 0], len(k) * n, replacement=True, generator=generator)
+    weights = masks.column(tuple(self.weights), k.device)[:, 0]
+    drawn = torch.multinomial(weights, len(k) * n, replacement=True, generator=generator)
     return drawn.view(-1, n).masked_fill_(torch.arange(n, device=k.device) >= k[:, None], -1)
 
 # %% ../nbs/mixing/10_miamix.ipynb #0f8b4194
+@patch
+def drawn_masks(self:MiAMix, chosen, share, index, x, partner, generator):
+    "Stage 4, of each layer the mask of its candidate alone; `share` is what masks replace, otherwise as in `masks`."
+    counts = torch.bincount(chosen.flatten() + 1, minlength=len(self.candidates) + 1).tolist()
+    slots = chosen.flatten().argsort(stable=True) # layers, sorted by candidate
+    rows = slots // chosen.shape[1]
+    w = torch.ones(len(slots), 1, *x.shape[2:], dtype=share.dtype, device=x.device)
+    sorted_ = (slots, rows, index.index_select(0, rows), share.flatten().index_select(0, slots))
+    for candidate, at, row, i, s in zip(self.candidates, *(v.split(counts)[1:] for v in sorted_)):
+        if not len(at): continue
+        own = x.index_select(0, row) if candidate.sees_x else x
+        mask, _ = candidate.mask(s, i, own, partner, generator)
+        w.index_copy_(0, at, mask.expand(len(at), *w.shape[1:]).to(w.dtype))
+    return w
+
+# %% ../nbs/mixing/10_miamix.ipynb #8b424dc3
+@patch
+def all_masks(self:MiAMix, chosen, share, index, x, partner, generator):
+    "Stage 4, of each layer the masks of all candidates, of which one is taken; arguments as in `drawn_masks`."
+    row = torch.arange(len(index), device=x.device)[:, None].expand_as(chosen).flatten()
+    i, share = index.index_select(0, row), share.flatten()
+    own = x.index_select(0, row) if any(c.sees_x for c in self.candidates) else x
+    w = torch.ones(len(row), 1, *x.shape[2:], dtype=share.dtype, device=x.device)
+    for n, candidate in enumerate(self.candidates):
+        mask, _ = candidate.mask(share, i, own, partner, generator)
+        w = torch.where((chosen == n).view(-1, *[1] * (w.ndim - 1)), mask.to(w.dtype), w)
+    return w
+
 @patch
 def masks(self:MiAMix,
     chosen:Tensor, # numbers of candidates, (B, k_max); -1 for layers not used
@@ -176,24 +231,8 @@ def masks(self:MiAMix,
     generator:torch.Generator|None=None, # source of randomness
 ) -> Tensor: # (B, k_max, *S), dtype of `s`, in [0, 1]; 1 for layers not used
     "Stage 4: the mask of each layer."
-    if self.dense(x.device):
-        row = torch.arange(len(index), device=x.device)[:, None].expand_as(chosen).flatten()
-        i, share = index.index_select(0, row), (s if self.share == "replaced" else 1 - s).flatten()
-        own = x.index_select(0, row) if any(c.sees_x for c in self.candidates) else x
-        w = torch.ones(len(row), 1, *x.shape[2:], dtype=s.dtype, device=x.device)
-        for n, candidate in enumerate(self.candidates):
-            mask, _ = candidate.mask(share, i, own, partner, generator)
-            w = torch.where((chosen == n).view(-1, *[1] * (w.ndim - 1)), mask.to(w.dtype), w)
-        return w.view(*chosen.shape, *x.shape[2:])
-    counts = torch.bincount(chosen.flatten() + 1, minlength=len(self.candidates) + 1).tolist()
-    slots = chosen.flatten().argsort(stable=True) # layers (sample * k_max + j), sorted by candidate
-    w = torch.ones(len(slots), 1, *x.shape[2:], dtype=s.dtype, device=x.device)
-    s, rows = s.flatten().index_select(0, slots), slots // chosen.shape[1]
-    parts = (v.split(counts)[1:] for v in (slots, rows, index.index_select(0, rows), s if self.share == "replaced" else 1 - s))
-    for candidate, at, row, i, share in zip(self.candidates, *parts):
-        if not len(at): continue
-        mask, _ = candidate.mask(share, i, x.index_select(0, row) if candidate.sees_x else x, partner, generator)
-        w.index_copy_(0, at, mask.expand(len(at), *w.shape[1:]).to(w.dtype))
+    draw = self.all_masks if self.dense(x.device) else self.drawn_masks
+    w = draw(chosen, s if self.share == "replaced" else 1 - s, index, x, partner, generator)
     return w.view(*chosen.shape, *x.shape[2:])
 
 # %% ../nbs/mixing/10_miamix.ipynb #735e114a
@@ -204,10 +243,12 @@ def altered(self:MiAMix,
 ) -> tuple[Tensor, Tensor]: # (B, k_max) bool: is the mask rotated and sheared? smoothed?
     "Stage 5: which masks are augmented."
     classes = tuple(MIXERS[n] for n in self.augmented)
-    able = masks.column((*(isinstance(c, classes) for c in self.candidates), False), chosen.device)[chosen, 0] > 0 # -1: the last
+    kinds = (*(isinstance(c, classes) for c in self.candidates), False) # -1, not used, is the last
+    able = masks.column(kinds, chosen.device)[chosen, 0] > 0
     u = torch.rand(2, *chosen.shape, dtype=torch.float32, device=chosen.device, generator=generator)
     return able & (u[0] < self.p_aug), able & (u[1] < self.p_smooth)
 
+# %% ../nbs/mixing/10_miamix.ipynb #6f91c5b6
 @patch
 def turn(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: # (n, 1, H, W), as `w`
     "Stage 5: rotates and shears masks (n, 1, H, W) at random."
@@ -218,8 +259,10 @@ def turn(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: 
 def smooth(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: # (n, 1, *S), as `w`
     "Stage 5: smooths masks (n, 1, *S) over windows of 3, 5, ... positions."
     widths = max((int(self.window * min(w.shape[2:])) - 1) // 2, 1) # how many there are to choose from
-    return masks.smooth(w, (torch.rand(len(w), dtype=torch.float32, device=w.device, generator=generator) * widths).floor_() * 2 + 3)
+    u = torch.rand(len(w), dtype=torch.float32, device=w.device, generator=generator)
+    return masks.smooth(w, (u * widths).floor_() * 2 + 3)
 
+# %% ../nbs/mixing/10_miamix.ipynb #fe6bed1a
 @patch
 def augment(self:MiAMix,
     w:Tensor, # masks, (B, k_max, *S), may be changed in place
@@ -258,6 +301,7 @@ def ratio(self:MiAMix,
     if self.label == "merged": return w.flatten(1).mean(1)
     return 1 - s.sum(1) if self.share == "replaced" else s.sum(1)
 
+# %% ../nbs/mixing/10_miamix.ipynb #00734be9
 @patch
 def make(self:MiAMix, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
     "Stages 2 to 7 for the samples whose partners are `index`."
