@@ -54,7 +54,7 @@ def _fields(batch) -> dict: # key, name or place -> what is there
     if isinstance(batch, (tuple, list)): return dict(enumerate(batch))
     raise TypeError(f"batch: expected a dict, tuple or list, got {type(batch).__name__}; let collate= make one")
 
-# %% ../nbs/mixing/14_adapters.ipynb #8a50f94f
+# %% ../nbs/mixing/14_adapters.ipynb #4fb8d6c5
 def _replaced(batch, new):
     "A batch of the same type with other values in some fields."
     if isinstance(batch, MutableMapping):
@@ -74,7 +74,7 @@ def _tensors(value) -> list: # empty: none, or not only tensors
     values = list(_fields(value).values())
     return values if all(isinstance(v, Tensor) for v in values) else []
 
-# %% ../nbs/mixing/14_adapters.ipynb #b334a4ac
+# %% ../nbs/mixing/14_adapters.ipynb #d901e8d2
 def _find(what, given, batch, fields):
     "The key, name or place of the images or the labels."
     there = ", ".join(f"{k!r} ({type(v).__name__})" for k, v in fields.items())
@@ -143,7 +143,7 @@ class MixupFn:
     @mixup_enabled.setter
     def mixup_enabled(self, value): self._enabled.fill_(bool(value))
 
-# %% ../nbs/mixing/14_adapters.ipynb #83ccadd8
+# %% ../nbs/mixing/14_adapters.ipynb #3b366e95
 @patch
 def _mix(self:MixupFn, views, y):
     "Views mixed by one draw, if mixing is on, and their labels."

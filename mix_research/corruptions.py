@@ -82,7 +82,7 @@ def shot_noise(
     "Each value counts photons: Poisson of mean photons $x$, divided by photons."
     return torch.poisson(x * photons, generator=generator) / photons
 
-# %% ../nbs/runs/17_corruptions.ipynb #19ad5a97
+# %% ../nbs/runs/17_corruptions.ipynb #1dd5a0ae
 def impulse_noise(
     x:Tensor, # images, (B, C, H, W), in [0, 1]
     share:float, # share of the values to replace, in [0, 1]
@@ -119,7 +119,7 @@ def gaussian_matrix(
     weight = (weight / weight.sum()).expand(n, -1)
     return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, at.clamp(0, n - 1), weight).float().to(device)
 
-# %% ../nbs/runs/17_corruptions.ipynb #2bbb58a7
+# %% ../nbs/runs/17_corruptions.ipynb #e60021ea
 def gaussian_blur(
     x:Tensor, # (B, C, H, W)
     sigma:float, # standard deviation in pixels, >= 0
@@ -169,7 +169,7 @@ def glass_sources(
         at, go_on = torch.where(go_on, at.gather(1, at), at), go_on & go_on.gather(1, at)
     return at
 
-# %% ../nbs/runs/17_corruptions.ipynb #f7492280
+# %% ../nbs/runs/17_corruptions.ipynb #1681ec65
 def glass_blur(
     x:Tensor, # (B, C, H, W)
     sigma:float, # of the Gaussian before and after, in pixels
@@ -206,7 +206,7 @@ def smear(
         out = out + weight[i] * flat.gather(2, at)
     return out.view(x.shape)
 
-# %% ../nbs/runs/17_corruptions.ipynb #0fa1a1e1
+# %% ../nbs/runs/17_corruptions.ipynb #e9b00d64
 def motion_blur(
     x:Tensor, # (B, C, H, W)
     radius:int, sigma:float, # in pixels, see `smear`
@@ -278,7 +278,7 @@ def ice(
     def standard(v): return (v - v.mean((2, 3), keepdim=True)) / v.std((2, 3), keepdim=True)
     return torch.sigmoid(1.3 * (standard(needles).amax(1, keepdim=True) - .9) + 1.2 * standard(cover))
 
-# %% ../nbs/runs/17_corruptions.ipynb #4fdc0eeb
+# %% ../nbs/runs/17_corruptions.ipynb #c9da3f6f
 FROST = (.86, .93, 1.) # bluish white; red, green, blue
 
 def tint(
@@ -321,7 +321,7 @@ def plasma(
     field -= field.amin((1, 2), keepdim=True)
     return field / field.amax((1, 2), keepdim=True)
 
-# %% ../nbs/runs/17_corruptions.ipynb #c210c998
+# %% ../nbs/runs/17_corruptions.ipynb #7c010f2c
 def fog(
     x:Tensor, # images, (B, C, H, W), in [0, 1]
     amount:float, decay:float, # weight and roughness of the plasma
@@ -352,7 +352,7 @@ def contrast(
     "Shrinks each channel towards its mean."
     return torch.lerp(x.mean((2, 3), keepdim=True), x, factor)
 
-# %% ../nbs/runs/17_corruptions.ipynb #cfa34979
+# %% ../nbs/runs/17_corruptions.ipynb #d46c76ac
 def saturate(
     x:Tensor, # images, (B, C, H, W), in [0, 1]
     factor:float, add:float, # saturation s becomes factor s + add, clipped to [0, 1]
@@ -385,7 +385,7 @@ def positions(
     axes = torch.arange(size[1], device=device), torch.arange(size[0], device=device)
     return torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)
 
-# %% ../nbs/runs/17_corruptions.ipynb #95001429
+# %% ../nbs/runs/17_corruptions.ipynb #291737f8
 def three_points(
     size:tuple, # (H, W)
     device=None,
@@ -405,7 +405,7 @@ def affine_points(
     pixel = positions(size, target.device).float()
     return (F.pad(pixel, (0, 1), value=1.).flatten(0, 1) @ back).view(len(target), *size, 2)
 
-# %% ../nbs/runs/17_corruptions.ipynb #aa10effa
+# %% ../nbs/runs/17_corruptions.ipynb #80b7593f
 def elastic_transform(
     x:Tensor, # (B, C, H, W)
     length:float, # of the displacements before smoothing, as a share of the shorter side
@@ -444,7 +444,7 @@ def pixelate(
     down, across = map(there_and_back, x.shape[2:])
     return down @ x @ across.T
 
-# %% ../nbs/runs/17_corruptions.ipynb #dfe1920b
+# %% ../nbs/runs/17_corruptions.ipynb #c1066823
 def jpeg_compression(
     x:Tensor, # images, (B, C, H, W), in [0, 1], 1 or 3 channels
     quality:int, # 1 to 100
@@ -467,7 +467,7 @@ def edge_distance(
         for i in range(-reach, reach + 1): d = torch.minimum(d, padded.narrow(axis, reach + i, n) + i * i)
     return d.sqrt()
 
-# %% ../nbs/runs/17_corruptions.ipynb #12b47e0f
+# %% ../nbs/runs/17_corruptions.ipynb #d1f3ebdb
 def relief(
     height:Tensor, # smooth noise, (B, 1, H, W)
     level:float, # water is where the noise is above
@@ -482,7 +482,7 @@ def relief(
     light = height * drop * mean(F.conv2d(padded(depth), emboss[None, None]).clamp_(0, 255))
     return light / light.amax((2, 3), keepdim=True).clamp(min=1e-6)
 
-# %% ../nbs/runs/17_corruptions.ipynb #4b473cda
+# %% ../nbs/runs/17_corruptions.ipynb #0f3c487f
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255) # red, green, blue
 
 def spatter(
@@ -523,7 +523,7 @@ def change(
     large = F.interpolate(x, size=[round(n * 32 / side) for n in x.shape[2:]], mode="nearest-exact")
     return x + F.adaptive_avg_pool2d(corrupted(large) - large, x.shape[2:])
 
-# %% ../nbs/runs/17_corruptions.ipynb #c1606c63
+# %% ../nbs/runs/17_corruptions.ipynb #2d67d27c
 def corrupt(
     x:Tensor, # images, (B, C, H, W) uint8, 1 or 3 channels (red, green, blue), H and W >= 8, on any device
     name:str, # one of `CORRUPTIONS`

@@ -21,9 +21,9 @@ from .record import Record, Run, Store, evaluation_name, now
 from .train import best_device, build_model, environment, load, load_weights, pipeline, test_batches
 
 # %% auto #0
-__all__ = ['FILES', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Trained', 'trained', 'clean', 'classes',
-           'test_features', 'features', 'embedded', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion', 'corrupted',
-           'published', 'corruption', 'evaluate']
+__all__ = ['Trained', 'FILES', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Network', 'trained', 'clean',
+           'classes', 'test_features', 'features', 'embedded', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion',
+           'corrupted', 'published', 'corruption', 'evaluate']
 
 # %% ../nbs/runs/18_evaluate.ipynb #37421833
 def scores(
@@ -35,7 +35,7 @@ def scores(
     top1, top5 = (h.double().mean().item() for h in (hit[:, 0], hit.any(1)))
     return dict(top1=top1, top5=top5, error=1 - top1, loss=F.cross_entropy(logits.double(), y).item())
 
-# %% ../nbs/runs/18_evaluate.ipynb #3fe7cb4c
+# %% ../nbs/runs/18_evaluate.ipynb #8d45ec02
 def calibration_error(
     logits:Tensor, # (N, K)
     y:Tensor, # labels, (N,)
@@ -58,7 +58,7 @@ def class_accuracy(
 
 # %% ../nbs/runs/18_evaluate.ipynb #bc251926
 @dataclass
-class Trained:
+class Network:
     "A trained network, ready to be evaluated."
     run:Run # what was trained
     model:nn.Module # in evaluation mode, on `device`
@@ -78,9 +78,9 @@ class Trained:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         return torch.Generator(self.device).manual_seed(seed)
 
-# %% ../nbs/runs/18_evaluate.ipynb #88e5d64a
+# %% ../nbs/runs/18_evaluate.ipynb #47d3a455
 @patch
-def forward(self:Trained,
+def forward(self:Network,
     x:Tensor, # normalised images, (B, C, H, W)
     what=None, # a function of images; the network if not given
 ) -> Tensor: # float32
@@ -89,9 +89,9 @@ def forward(self:Trained,
     if self.precision == "float32": return what(x).float()
     with torch.autocast(self.device.type, torch.bfloat16): return what(x).float()
 
-# %% ../nbs/runs/18_evaluate.ipynb #1e2da35b
+# %% ../nbs/runs/18_evaluate.ipynb #3978db1e
 @patch
-def over(self:Trained,
+def over(self:Network,
     what=None, # a function of images; the network if not given
     change=None, # (normalised images, labels) -> normalised images
     batches=None, # those of the test images if not given
@@ -109,7 +109,7 @@ def over(self:Trained,
             labels.append(y)
     return torch.cat(out), torch.cat(labels)
 
-# %% ../nbs/runs/18_evaluate.ipynb #21e40b42
+# %% ../nbs/runs/18_evaluate.ipynb #4107a3c3
 def trained(
     record:Record, # of a run that was finished
     store:Store|str|Path, # where its weights lie
@@ -117,7 +117,7 @@ def trained(
     device:torch.device|str|None=None, # where; the GPU if there is one
     precision:str="float32", # or "bfloat16"
     bar:bool=False, # show progress
-) -> Trained:
+) -> Network:
     "The network of a record, from its weights. Errors: `ValueError` if those are gone or not the record's."
     run = record.run
     if record.status != "ok":
@@ -130,39 +130,41 @@ def trained(
     with torch.random.fork_rng([]): model = build_model(run, d)
     load_weights(store.weights_path(run), model, record.metrics["weights"])
     model = model.to(device).eval().requires_grad_(False)
-    return Trained(run, model, d, pipeline(run, d), device, precision, bar, data_path)
+    return Network(run, model, d, pipeline(run, d), device, precision, bar, data_path)
+
+Trained = Network
 
 # %% ../nbs/runs/18_evaluate.ipynb #2f3794ec
 def clean(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     part:str="test", # or "valid", where a data set has its own validation images
 ) -> dict:
     "`scores` of unchanged images."
     return scores(*net.over(batches=net.batches(part), text=part))
 
 def classes(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
 ) -> dict:
     "Accuracy of each class, and expected calibration error."
     logits, y = net.over(text="classes")
     return dict(top1_of_class=class_accuracy(logits, y), calibration_error=calibration_error(logits, y))
 
-# %% ../nbs/runs/18_evaluate.ipynb #339a9184
+# %% ../nbs/runs/18_evaluate.ipynb #6a4f0f00
 def test_features(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
 ) -> tuple[Tensor, Tensor]: # what goes into the last layer, (N, D); labels, (N,)
     "Features of the test images."
     return net.over(net.model.features, text="features")
 
 def features(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
 ) -> dict:
     "Cohesion and separability of the test images' features, and the mean length of one, to see both against."
     f, y = test_features(net)
     length = f.double().norm(dim=1).mean().item()
     return dict(cohesion=synermix.cohesion(f, y), separability=synermix.separability(f, y), length=length)
 
-# %% ../nbs/runs/18_evaluate.ipynb #beedd455
+# %% ../nbs/runs/18_evaluate.ipynb #e1b609fa
 def embedded(
     features:Tensor, # (N, D)
     seed:int=0, # of its start
@@ -177,7 +179,7 @@ def embedded(
     return torch.from_numpy(plane.fit_transform(features.float().cpu().numpy()))
 
 def tsne(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     n:int=2000, # at most so many test images, the same for every network
     perplexity:float=30., # see `embedded`
 ) -> dict: # strings of numbers: kept short, since it is a picture that is kept
@@ -190,7 +192,7 @@ def tsne(
 
 # %% ../nbs/runs/18_evaluate.ipynb #00be571a
 def attack(
-    net:Trained, # what to attack
+    net:Network, # what to attack
     eps:float, # size of the step, in pixel values from 0 to 1
     x:Tensor, # normalised images, (B, C, H, W)
     y:Tensor, # labels, (B,)
@@ -203,7 +205,7 @@ def attack(
     pixels = net.pipeline.pixels(x.detach()) + eps * grad.sign()
     return net.pipeline.normalise(255 * pixels.clamp_(0, 1))
 
-# %% ../nbs/runs/18_evaluate.ipynb #9b677c7c
+# %% ../nbs/runs/18_evaluate.ipynb #98e629ef
 def _check(name, values, low, high):
     "Raise one clear line unless a value, or each of several, is a number between low and high."
     for v in values if isinstance(values, (list, tuple)) else [values]:
@@ -218,7 +220,7 @@ def _sweep(name, values, one):
     return {name: list(values)} | {k: [s[k] for s in found] for k in found[0]}
 
 def fgsm(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     eps=8 / 255, # size of the step, in pixel values from 0 to 1; several for a sweep
 ) -> dict:
     "`scores` under attack."
@@ -241,7 +243,7 @@ def blocked(
     return x
 
 def occlusion(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     size=None, # side of the blocks, in pixels; several for a sweep; None: half the image's shorter side
     n:int=1, # blocks per image
 ) -> dict:
@@ -258,7 +260,7 @@ def occlusion(
 def corrupted(
     name:str, # one of `corruptions.CORRUPTIONS`
     severity:int, # 1 to 5
-    net:Trained, # whose pixels
+    net:Network, # whose pixels
     generator:torch.Generator, # source of randomness, on the device of the images
     x:Tensor, # normalised images, (B, C, H, W)
     y:Tensor=None, # not needed
@@ -267,11 +269,11 @@ def corrupted(
     raw = (net.pipeline.pixels(x) * 255).round_().clamp_(0, 255).byte()
     return net.pipeline.normalise(corruptions.corrupt(raw, name, severity, generator))
 
-# %% ../nbs/runs/18_evaluate.ipynb #b4e8ba09
+# %% ../nbs/runs/18_evaluate.ipynb #8a9d97b1
 FILES = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"} # data set -> folder of its published corruptions
 
 def published(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     source:str="auto", # "files" of CIFAR-C, "generated", or files where they are at hand
     data_path:str|Path|None=None, # folder of all data sets; that of `net` if not given
 ): # a `data.Corrupted`; None: the images are to be made
@@ -288,7 +290,7 @@ def published(
                          "allowed: generated")
     return data.corrupted(dataset, path)
 
-# %% ../nbs/runs/18_evaluate.ipynb #1e0522d6
+# %% ../nbs/runs/18_evaluate.ipynb #644328c9
 def _error_of(net, files, name, severity):
     "The error under one corruption at one severity."
     text = f"{name} {severity}"
@@ -299,7 +301,7 @@ def _error_of(net, files, name, severity):
     return scores(*net.over(batches=Batches(x, y, 500), text=text))["error"]
 
 def corruption(
-    net:Trained, # what to evaluate
+    net:Network, # what to evaluate
     names=corruptions.CORRUPTIONS, # which
     severities=(1, 2, 3, 4, 5), # which
     source:str="auto", # "files" of CIFAR-C, "generated", or files where they are at hand
@@ -319,7 +321,7 @@ def corruption(
                 error_of_corruption=of_corruption, error_of_severity=of_severity)
 
 # %% ../nbs/runs/18_evaluate.ipynb #2c206209
-EVALUATIONS = { # name -> function of a `Trained` and of arguments with defaults, gives a dict
+EVALUATIONS = { # name -> function of a `Network` and of arguments with defaults, gives a dict
     "clean": clean,
     "classes": classes,
     "features": features,
@@ -329,7 +331,7 @@ EVALUATIONS = { # name -> function of a `Trained` and of arguments with defaults
     "corruption": corruption,
 }
 
-# %% ../nbs/runs/18_evaluate.ipynb #2123ba9e
+# %% ../nbs/runs/18_evaluate.ipynb #e38c8aaa
 def evaluate(
     record:Record, # of a run that was finished
     what:str, # one of `EVALUATIONS`

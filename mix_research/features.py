@@ -37,7 +37,7 @@ def unwrapped(
     (name, inner), = children.items()
     return unwrapped(inner) if name in WRAPPERS else model
 
-# %% ../nbs/mixing/07_features.ipynb #9110c05a
+# %% ../nbs/mixing/07_features.ipynb #52f4f334
 def modules_by_name(
     model:nn.Module, # a network
 ) -> dict: # name -> module; names hold with and without wrappers
@@ -102,7 +102,7 @@ def first_tensor(
     floats = [k for k, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()]
     return next((k for k in floats if values[k] is wanted), floats[0] if floats else None)
 
-# %% ../nbs/mixing/07_features.ipynb #21f7cc23
+# %% ../nbs/mixing/07_features.ipynb #350e6d77
 def with_first(
     out, # what a module returns: a tensor, or a tuple, list or dict
     blend, # tensor -> tensor
@@ -136,7 +136,7 @@ def _node(frame):
     ctx = frame.f_locals.get("ctx")
     return ctx if isinstance(ctx, torch._C._FunctionBase) else None
 
-# %% ../nbs/mixing/07_features.ipynb #922fd563
+# %% ../nbs/mixing/07_features.ipynb #2c154262
 def _called(frame):
     "What the other kind of checkpoint keeps of the call that the frame is, None if it is no such call."
     if frame.f_code.co_filename != checkpoint.__file__: return None
@@ -174,7 +174,7 @@ def parts_to_recompute(
                            "use_reentrant=True works")
     return parts
 
-# %% ../nbs/mixing/07_features.ipynb #aa60b481
+# %% ../nbs/mixing/07_features.ipynb #797a1fc0
 def recomputed_part():
     "The innermost checkpointed part that a backward pass runs again now, None if none."
     if torch._C._current_graph_task_id() == -1: return None
@@ -192,7 +192,7 @@ class _Need:
 def _leave(module, args, out): "The hook of a copy: changes nothing."
 def _no_hook(): return _leave
 
-# %% ../nbs/mixing/07_features.ipynb #39751026
+# %% ../nbs/mixing/07_features.ipynb #807ff234
 class PlaceHook:
     "Blends what passes a place: at the first visit in the context, and whenever a backward pass recomputes that visit."
     def __init__(self, mixer, mixing:Mixing, x:Tensor, generator:torch.Generator|None):
@@ -245,7 +245,7 @@ def __call__(self:PlaceHook, module, args, last):
     values[self.key] = self.blend(values[self.key])
     return tuple(values[i] for i in range(len(args))), {k: values[k] for k in last}
 
-# %% ../nbs/mixing/07_features.ipynb #4549fd86
+# %% ../nbs/mixing/07_features.ipynb #9c1b400c
 @patch
 def blend(self:PlaceHook,
     f:Tensor, # features, (B, D) or (B, C, *S)
@@ -271,7 +271,7 @@ def uncompiled():
     if "torch._dynamo.eval_frame" not in sys.modules: return nullcontext() # nothing was compiled
     return torch.compiler.set_stance("force_eager")
 
-# %% ../nbs/mixing/07_features.ipynb #f6e106c7
+# %% ../nbs/mixing/07_features.ipynb #a522851a
 class FeatureMixer(Mixer, key=""):
     "A method that mixes at one of a network's places, drawn per batch. `draw` takes the map there, `at` finds it."
     @delegates(Mixer.__init__)

@@ -36,7 +36,7 @@ def check_images(
     if generator is not None and generator.device.type != there:
         raise ValueError(f"generator: lives on {generator.device.type}, x on {there}; use torch.Generator('{there}')")
 
-# %% ../nbs/mixing/03_mix.ipynb #52c09e3a
+# %% ../nbs/mixing/03_mix.ipynb #323897a9
 __getattr__ = checks.moved(__name__, check_positive="checks")
 
 # %% ../nbs/mixing/03_mix.ipynb #d534041f
@@ -72,7 +72,7 @@ def has_float64(device) -> bool:
     "Does the device know double precision?"
     return torch.device(device or "cpu").type != "mps"
 
-# %% ../nbs/mixing/03_mix.ipynb #3b9a25a5
+# %% ../nbs/mixing/03_mix.ipynb #ac216aef
 def beta(
     n:int, # how many
     a:float=1., # $\alpha$, first parameter
@@ -120,7 +120,7 @@ def labels_into(
     row, column = (_nearest_pixel(box[:, i], box[:, i + 2], n) for i, n in enumerate(y.shape[1:]))
     return y[torch.arange(len(y), device=y.device)[:, None, None], row[:, :, None], column[:, None]]
 
-# %% ../nbs/mixing/03_mix.ipynb #7d347aa4
+# %% ../nbs/mixing/03_mix.ipynb #7f14eb17
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -210,7 +210,7 @@ def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) 
     else: mixed = torch.where(w == 1, x, torch.where(w == 0, p, torch.lerp(p, x, w.to(x.dtype))))
     return mixed if out is None else out.copy_(mixed)
 
-# %% ../nbs/mixing/03_mix.ipynb #15365095
+# %% ../nbs/mixing/03_mix.ipynb #627789fe
 @patch
 def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
     "The partners, after $T$."
@@ -250,7 +250,7 @@ def share_at(self:Mix,
     w = self.w if self.w.ndim < 3 else self.w[:, 0]
     return w.expand(y.shape) if self.size else w.reshape(-1, *[1] * (y.ndim - 1)).expand(y.shape)
 
-# %% ../nbs/mixing/03_mix.ipynb #053d88c0
+# %% ../nbs/mixing/03_mix.ipynb #6f07dcd2
 @patch
 def moved_labels(self:Mix,
     y:Tensor, # labels, (B, *S)
@@ -271,7 +271,7 @@ def nearest(self:Mix,
         raise ValueError(f"y: {tuple(y.shape)} does not lie on the positions {self.size} that were drawn")
     return torch.where(self.share_at(y) > .5, y, self.moved_labels(y, partner_y))
 
-# %% ../nbs/mixing/03_mix.ipynb #c9f81866
+# %% ../nbs/mixing/03_mix.ipynb #e9141f53
 @patch
 def blend_labels(self:Mix,
     y:Tensor, # labels with a place in the image, (B, *S) or (B, K, *S): integers are class ids, floats are numbers

@@ -58,7 +58,7 @@ def shared(
     mixed = share * own + (1 - share) * other
     return torch.where(share == 1, own, torch.where(share == 0, other, mixed))
 
-# %% ../nbs/mixing/02_targets.ipynb #eba63d14
+# %% ../nbs/mixing/02_targets.ipynb #9922bf5b
 def one_hot(
     y:Tensor, # (B,) integer classes below `n_classes`
     n_classes:int, # K
@@ -86,7 +86,7 @@ def share_for(
     if len(n) != len(share): share = share.repeat_interleave(len(n) // len(share), output_size=len(n))
     return share.view(-1, *[1] * (n.ndim - 1))
 
-# %% ../nbs/mixing/02_targets.ipynb #9ab9fea4
+# %% ../nbs/mixing/02_targets.ipynb #c4caa400
 def weighed(own:Tensor, other:Tensor, share:Tensor) -> Tensor:
     "`share` of `own` and the rest of `other`."
     return share * own + torch.rsub(share, 1) * other
@@ -117,7 +117,7 @@ def _each(f, *values): # f of the numbers and tensors in equal tuples, lists or 
     if isinstance(first, (Tensor, int, float)): return f(*values)
     raise NotApart(f"loss_func: returned a {type(first).__name__}; expected a tensor, or a tuple, list or dict of them")
 
-# %% ../nbs/mixing/02_targets.ipynb #8c1a5837
+# %% ../nbs/mixing/02_targets.ipynb #bc76c8a2
 def _is_float(t): return isinstance(t, Tensor) and t.is_floating_point()
 
 def _tensors(values): # the floating-point tensors in it, those that an object holds too
@@ -177,7 +177,7 @@ PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 QUOTIENTS = {"div", "idiv", "truediv", "true_divide", "divide"}
 LINEAR = SUMS_OF_SUMS | UNCHANGED | PRODUCTS | QUOTIENTS
 
-# %% ../nbs/mixing/02_targets.ipynb #dfb65521
+# %% ../nbs/mixing/02_targets.ipynb #34377ea6
 class Watch(TorchFunctionMode):
     "Inside, what sums predictions over the batch is written down and may be changed."
     def __init__(self,
@@ -210,7 +210,7 @@ class Watch(TorchFunctionMode):
         def came(v): return self.places(v, known) if isinstance(v, (list, tuple)) else id(v) in known
         return [i for i, v in enumerate(values) if came(v)]
 
-# %% ../nbs/mixing/02_targets.ipynb #e8ff9cb1
+# %% ../nbs/mixing/02_targets.ipynb #744bb251
 @patch
 def used(self:Watch, name, which, kwargs, result):
     "What came of a sum; only what is linear in it may come of it."
@@ -238,7 +238,7 @@ def is_sum(self:Watch, t) -> bool:
     "Is it a number that was followed, or one that has nothing to do with predictions?"
     return id(t) in self.sums or id(t) not in self.made and not t.requires_grad
 
-# %% ../nbs/mixing/02_targets.ipynb #dc5eb24c
+# %% ../nbs/mixing/02_targets.ipynb #4f018045
 def mixing(
     seen:list, # what a `Watch` saw with the samples' own labels
     share:Tensor, # of the own label, (B,) or (B, *S)
@@ -317,7 +317,7 @@ def _every(test, *values): # does it hold for all numbers in equal tuples, lists
     _each(lambda *v: found.append(bool(test(*v))), *values)
     return all(found)
 
-# %% ../nbs/mixing/02_targets.ipynb #c9a9ee7a
+# %% ../nbs/mixing/02_targets.ipynb #2771448f
 def _slopes(loss, pred): # gradients of everything that a loss returns, by its predictions
     parts = [t.sum() for t in _tensors(loss) if t.requires_grad]
     if not parts or not pred: return []
@@ -332,7 +332,7 @@ def _compared(again, loss_func, pred, y, other, own):
     if not _every(_near, found, want) or not all(_near(*pair) for pair in slopes): return False
     return True if any(t.count_nonzero() for t in _tensors(want)) else None
 
-# %% ../nbs/mixing/02_targets.ipynb #eb508500
+# %% ../nbs/mixing/02_targets.ipynb #82438a2e
 def verified(
     plain, # what is taken apart: `loss_func`, or what it was compiled from
     loss_func, pred, y, other, share, # as in `pairs_loss`
@@ -362,7 +362,7 @@ class Plan:
         self.calls += 1
         return self.apart is None or self.apart and not self.calls & (self.calls - 1)
 
-# %% ../nbs/mixing/02_targets.ipynb #c0ab4247
+# %% ../nbs/mixing/02_targets.ipynb #250f6b60
 PLANS = WeakKeyDictionary()
 KINDS = 64 # sequences of functions that are remembered of one loss
 
@@ -375,7 +375,7 @@ def plan_for(loss_func, *kind) -> Plan:
     if len(known) >= KINDS and kind not in known: known.pop(next(iter(known)), None)
     return known.setdefault(kind, Plan())
 
-# %% ../nbs/mixing/02_targets.ipynb #a9250445
+# %% ../nbs/mixing/02_targets.ipynb #ea80b494
 def apart(loss_func, pred, y, other, share):
     "The mixed loss, taken apart where that was found to be right; arguments as in `pairs_loss`."
     plain = getattr(loss_func, "_orig_mod", loss_func) # of a compiled one
@@ -412,7 +412,7 @@ def cross_entropy_options(
     if loss_func not in (F.cross_entropy, F.nll_loss) or {"reduce", "size_average"} & set(given): return None
     return loss_func, given
 
-# %% ../nbs/mixing/02_targets.ipynb #75f4bc8f
+# %% ../nbs/mixing/02_targets.ipynb #6e4fa263
 def mixed_cross_entropy(func, given, pred, y, other, share, weigh=shared):
     "Cross entropy of two labels, without looking."
     given = dict(given)
@@ -429,7 +429,7 @@ def all_count(y, other, ignore_index) -> bool:
     "Is no label to be ignored, as far as can be told without waiting for a device?"
     return readable(y) and ignore_index < 0 and int(y.min()) > ignore_index and int(other.min()) > ignore_index
 
-# %% ../nbs/mixing/02_targets.ipynb #674b18ff
+# %% ../nbs/mixing/02_targets.ipynb #8f0c0913
 def pairs_loss(
     loss_func, # any loss: (pred, y) -> a number, a number for each sample, or several of them
     pred, # model output
@@ -462,7 +462,7 @@ def counting(counts:Tensor): # for a `Watch`
         return n * at, over if over == 1 else over / len(counts) * counts.sum()
     return change
 
-# %% ../nbs/mixing/02_targets.ipynb #bbd72bfd
+# %% ../nbs/mixing/02_targets.ipynb #917a7ef5
 def counted_loss(
     loss_func, # any loss that takes classes
     pred:Tensor, # model output, (B, ...)
@@ -522,7 +522,7 @@ class Target:
         parts = {k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")}
         return replace(self, **parts)
 
-# %% ../nbs/mixing/02_targets.ipynb #7ef049e1
+# %% ../nbs/mixing/02_targets.ipynb #47d3be69
 def check_row(name, t):
     "Raise one clear line unless `t` is a tensor of one axis."
     if not isinstance(t, Tensor): raise TypeError(f"{name}: expected a tensor (B,), got {type(t).__name__}")
@@ -557,7 +557,7 @@ def mixed(self:Target) -> Tensor: # as `y`
     lam = self.lam.view(-1, *[1] * (self.y.ndim - 1))
     return shared(self.y, self.y_partner, lam).to(self.y.dtype)
 
-# %% ../nbs/mixing/02_targets.ipynb #089f9e9f
+# %% ../nbs/mixing/02_targets.ipynb #ae566374
 @patch
 def soft(self:Target,
     n_classes:int, # K
@@ -594,7 +594,7 @@ def loss(self:Target,
     if pairs: return pairs_loss(loss_func, pred, self.y, *self.positions())
     return loss_func(pred, self.nearest())
 
-# %% ../nbs/mixing/02_targets.ipynb #35d80352
+# %% ../nbs/mixing/02_targets.ipynb #141eea7b
 @patch
 def positions(self:Target) -> tuple: # labels of the partners, as `y`; the share of the own label, (B, *S), or (B,)
     "What each position is made of; all positions alike, if the labels lie on no image."
