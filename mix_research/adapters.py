@@ -7,11 +7,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, MutableMapping
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 from .checks import check_positive
-from .targets import Target, check_labels
 from .mixers import Mixer
+from .targets import Target, check_labels
 
 # %% auto #0
 __all__ = ['FIELDS', 'as_mixup_fn', 'as_collate', 'MixupFn', 'MixCollate']
@@ -53,6 +54,7 @@ def _fields(batch) -> dict: # key, name or place -> what is there
     if isinstance(batch, (tuple, list)): return dict(enumerate(batch))
     raise TypeError(f"batch: expected a dict, tuple or list, got {type(batch).__name__}; let collate= make one")
 
+# %% ../nbs/mixing/14_adapters.ipynb #4fb8d6c5
 def _replaced(batch, new):
     "A batch of the same type with other values in some fields."
     if isinstance(batch, MutableMapping):
@@ -72,6 +74,7 @@ def _tensors(value) -> list: # empty: none, or not only tensors
     values = list(_fields(value).values())
     return values if all(isinstance(v, Tensor) for v in values) else []
 
+# %% ../nbs/mixing/14_adapters.ipynb #d901e8d2
 def _find(what, given, batch, fields):
     "The key, name or place of the images or the labels."
     there = ", ".join(f"{k!r} ({type(v).__name__})" for k, v in fields.items())
@@ -140,20 +143,24 @@ class MixupFn:
     @mixup_enabled.setter
     def mixup_enabled(self, value): self._enabled.fill_(bool(value))
 
-    def __call__(self,
-        x:Tensor, # images, (B, C, *S), floating point or uint8
-        y:Tensor, # labels, as in the table above
-    ) -> tuple[Tensor, Tensor]: # mixed images and their labels
-        "Mix a batch."
-        (x,), y = self._mix([x], y)
-        return x, y
+# %% ../nbs/mixing/14_adapters.ipynb #3b366e95
+@patch
+def _mix(self:MixupFn, views, y):
+    "Views mixed by one draw, if mixing is on, and their labels."
+    _check_worker(self.generator)
+    if self.mixup_enabled: views, target = _mixed(self.mixer, views, y, self.generator)
+    else: target = _unmixed(y)
+    if self.n_classes is None: return views, target.mixed()
+    return views, target.soft(self.n_classes, self.smoothing)
 
-    def _mix(self, views, y):
-        _check_worker(self.generator)
-        if self.mixup_enabled: views, target = _mixed(self.mixer, views, y, self.generator)
-        else: target = _unmixed(y)
-        if self.n_classes is None: return views, target.mixed()
-        return views, target.soft(self.n_classes, self.smoothing)
+@patch
+def __call__(self:MixupFn,
+    x:Tensor, # images, (B, C, *S), floating point or uint8
+    y:Tensor, # labels, as in the table above
+) -> tuple[Tensor, Tensor]: # mixed images and their labels
+    "Mix a batch."
+    (x,), y = self._mix([x], y)
+    return x, y
 
 as_mixup_fn = MixupFn
 

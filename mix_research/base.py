@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .mix import Mix, Target, beta, check_images, check_labels
 from .checks import check_choice, check_positive
+from .mix import Mix, Target, beta, check_images, check_labels
 
 # %% auto #0
 __all__ = ['MIXERS', 'PAIRINGS', 'permutation', 'others', 'among', 'other_class', 'CMixup', 'enter', 'Mixer', 'build', 'NoMix',
@@ -32,6 +32,7 @@ def others(
     order = torch.randperm(n, device=device, generator=generator)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
+# %% ../nbs/mixing/05_base.ipynb #0a9e650f
 def among(
     weights:Tensor, # relative probability that i meets j, (B, M) >= 0
     generator:torch.Generator|None=None,
@@ -51,6 +52,7 @@ def other_class(
         raise ValueError(f"pairing: other_class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
     return among((y[:, None] != (y if partner_y is None else partner_y)).float(), generator)
 
+# %% ../nbs/mixing/05_base.ipynb #bfdab8d2
 class CMixup:
     "Partners with near labels: probability $\\propto \\exp(-|y_i - y_j|^2 / 2\\sigma^2)$ (C-Mixup, Yao et al. 2022)."
     def __init__(self,
@@ -65,7 +67,8 @@ class CMixup:
         generator:torch.Generator|None=None,
     ) -> Tensor: # (B,) int64
         "Draws a partner for each sample, itself included, as the formula has it."
-        own, other = (t.float().view(len(t), -1) for t in (y, y if partner_y is None else partner_y))
+        there = y if partner_y is None else partner_y
+        own, other = (t.float().view(len(t), -1) for t in (y, there))
         nearness = -(own[:, None] - other).square().sum(2) / (2 * self.sigma**2)
         return among((nearness - nearness.amax(1, keepdim=True)).exp(), generator) # the nearest one has weight 1
 
@@ -82,8 +85,9 @@ def enter(
     known = MIXERS.setdefault(name, cls)
     ours, theirs = (c.__module__.startswith("mix_research.") for c in (cls, known))
     if theirs and not ours:
-        warnings.warn(f"{name!r} stays the name of {known.__module__}.{known.__qualname__}; give your class a name of its own, "
-                      f"class {cls.__name__}(..., key=\"...\"), or take this one, MIXERS[{name!r}] = {cls.__name__}", stacklevel=4)
+        taken = f"{name!r} stays the name of {known.__module__}.{known.__qualname__}"
+        ways = f"class {cls.__name__}(..., key=\"...\"), or take this one, MIXERS[{name!r}] = {cls.__name__}"
+        warnings.warn(f"{taken}; give your class a name of its own, {ways}", stacklevel=4)
     else: MIXERS[name] = cls
 
 # %% ../nbs/mixing/05_base.ipynb #cf957c1d
@@ -102,15 +106,19 @@ class Mixer(ABC):
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
         per:str="sample", # one draw per "sample", or one for the whole "batch"
         p:float=1., # probability that a sample, or with per="batch" a batch, is mixed at all
-        pairing="any", # "any" (a permutation), "others" (never itself), "other_class", or (y, partner_y, generator) -> (B,)
+        pairing="any", # one of `PAIRINGS`, or a function: (y, partner_y, generator) -> (B,)
     ):
         if alpha == 0:
-            raise ValueError("alpha: expected a finite number > 0, got 0; for no mixing take the mixer \"none\", or p=0")
+            raise ValueError("alpha: expected a finite number > 0, got 0; "
+                             "for no mixing take the mixer \"none\", or p=0")
         self.alpha, self.per = check_positive("alpha", alpha), check_choice("per", per, ("sample", "batch"))
         if not 0 <= p <= 1: raise ValueError(f"p: expected a probability in [0, 1], got {p}")
-        self.p, self.pairing = p, pairing if callable(pairing) else check_choice("pairing", pairing, PAIRINGS)
+        if not callable(pairing): check_choice("pairing", pairing, PAIRINGS)
+        self.p, self.pairing = p, pairing
 
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
+    def __repr__(self):
+        given = ", ".join(f"{k}={v!r}" for k, v in self.settings().items())
+        return f"{type(self).__name__}({given})"
 
     def settings(self) -> dict:
         "What it was made with, common options only where they say something."
@@ -126,25 +134,28 @@ class Mixer(ABC):
     ) -> tuple[Tensor, Tensor]: # w, broadcastable to (B, C, *S), and its mean lam, (n,) or (B,)
         "From shares to weights."
 
-    def share(self,
-        n:int, # how many
-        x:Tensor, # images, for their device
-        generator:torch.Generator|None, # source of randomness
-    ) -> Tensor: # (n,) in [0, 1]
-        "Draws the share to replace."
-        return beta(n, self.alpha, device=x.device, generator=generator)
+# %% ../nbs/mixing/05_base.ipynb #050b656b
+@patch
+def share(self:Mixer,
+    n:int, # how many
+    x:Tensor, # images, for their device
+    generator:torch.Generator|None, # source of randomness
+) -> Tensor: # (n,) in [0, 1]
+    "Draws the share to replace."
+    return beta(n, self.alpha, device=x.device, generator=generator)
 
-    def check(self,
-        x:Tensor, # images, (B, C, *S)
-    ):
-        "Raise one clear line unless the method takes images of this shape."
-        (least, most), d, got = self.axes, x.ndim - 2, tuple(x.shape)
-        if d == 0 < least:
-            raise ValueError(f"{type(self).__name__}: needs positions (B, C, *S), got rows {got}; "
-                             "Mixup takes rows, and x[:, None] makes positions of their entries")
-        needs = f"{type(self).__name__}: needs images (B, C, {', '.join('HWD'[:least])})"
-        if not least <= d <= most: raise ValueError(f"{needs}, got shape {got}")
-        if least == 2 and min(got[2:]) < 3: raise ValueError(f"{needs} of at least 3 x 3 pixels, got shape {got}")
+@patch
+def check(self:Mixer,
+    x:Tensor, # images, (B, C, *S)
+):
+    "Raise one clear line unless the method takes images of this shape."
+    (least, most), d, got = self.axes, x.ndim - 2, tuple(x.shape)
+    if d == 0 < least:
+        raise ValueError(f"{type(self).__name__}: needs positions (B, C, *S), got rows {got}; "
+                         "Mixup takes rows, and x[:, None] makes positions of their entries")
+    needs = f"{type(self).__name__}: needs images (B, C, {', '.join('HWD'[:least])})"
+    if not least <= d <= most: raise ValueError(f"{needs}, got shape {got}")
+    if least == 2 and min(got[2:]) < 3: raise ValueError(f"{needs} of at least 3 x 3 pixels, got shape {got}")
 
 # %% ../nbs/mixing/05_base.ipynb #52c5c3fd
 @patch
@@ -157,12 +168,16 @@ def pair(self:Mixer,
     "Draws partners."
     if self.pairing == "any": return permutation(len(x), x.device, generator)
     if self.pairing == "others": return others(len(x), x.device, generator)
-    if y is None: raise ValueError(f"pairing: {self.pairing!r} pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
-    index = (other_class if self.pairing == "other_class" else self.pairing)(y, partner_y, generator)
+    if y is None:
+        raise ValueError(f"pairing: {self.pairing!r} pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
+    pairing = other_class if self.pairing == "other_class" else self.pairing
+    index = pairing(y, partner_y, generator)
     got = (tuple(index.shape), index.dtype) if isinstance(index, Tensor) else type(index)
-    if got != ((len(x),), torch.int64): raise ValueError(f"pairing: expected ({len(x)},) int64 from {self.pairing!r}, got {got}")
+    if got != ((len(x),), torch.int64):
+        raise ValueError(f"pairing: expected ({len(x)},) int64 from {self.pairing!r}, got {got}")
     return index
 
+# %% ../nbs/mixing/05_base.ipynb #c29ba221
 @patch
 def make(self:Mixer, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
     "The draw for the samples whose partners are `index`; arguments as in `mask`."
@@ -178,6 +193,7 @@ def drawn(self:Mixer, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Ge
     n = 1 if getattr(self, "per", "sample") == "batch" else len(index)
     return mix.only(torch.rand(n, dtype=torch.float32, device=x.device, generator=generator) < self.p)
 
+# %% ../nbs/mixing/05_base.ipynb #b4e69c1a
 @patch
 def chosen(self:Mixer,
     generator:torch.Generator|None=None, # source of randomness
@@ -207,6 +223,7 @@ def draw(self:Mixer,
     index = self.pair(x, generator, y, partner_y)
     return self.chosen(generator).drawn(index, x, x if partner is None else partner, generator)
 
+# %% ../nbs/mixing/05_base.ipynb #e16658a2
 @patch
 def __call__(self:Mixer,
     x:Tensor, # images, (B, C, *S), floating point
@@ -238,42 +255,56 @@ def build(
 class NoMix(Mixer, key="none"):
     "Nothing is mixed: for a draw between mixing and not, `RandoMix([\"none\", \"cutmix\"])`."
     hard, axes = True, (0, 9)
+
     def __init__(self): super().__init__()
     def settings(self): return {}
+
     def mask(self, s, index, x, partner, generator):
         w = torch.ones(len(s), *[1] * (x.ndim - 1), dtype=torch.float32, device=x.device)
         return w, w.flatten()
 
 # %% ../nbs/mixing/05_base.ipynb #0f0380e8
+def _check_draw(mixer, x, y, g):
+    "The labels of a draw. Asserts that it repeats and that shapes and ranges are right."
+    before, state, view = x.clone(), g.get_state(), x.flip(-1)
+    out, target = mixer(x, y, partner=view, generator=g)
+    again, _ = mixer(x, y, partner=view, generator=g.set_state(state))
+    assert out.equal(again), "same generator state must give the same result"
+    assert x.equal(before), "inputs must stay as they are"
+    assert out.shape == x.shape and out.isfinite().all() and out.min() >= -1e-6 and out.max() <= 1 + 1e-6
+    assert target.lam.shape == target.index.shape == (len(x),) and target.lam.dtype == torch.float32
+    if x.ndim != 4: return target
+    last = x.contiguous(memory_format=torch.channels_last)
+    got, _ = mixer(last, y, partner=view, generator=g.set_state(state))
+    assert torch.allclose(out, got, atol=1e-5)
+    assert len(x) == 1 or got.is_contiguous(memory_format=torch.channels_last)
+    return target
+
+# %% ../nbs/mixing/05_base.ipynb #28dbe2ed
+def _check_labels(mixer, x, y, target):
+    "Asserts that labels, a class of its own for every sample in `y`, are those of two images; in low precision, too."
+    B, soft = len(x), target.soft(len(x))
+    labels = torch.where(target.index == y, 1, (target.lam > 0).int() + (target.lam < 1).int())
+    assert torch.allclose(soft.sum(1), torch.ones(B), atol=1e-6) and ((soft > 0).sum(1) == labels).all()
+    for dtype in (torch.bfloat16, torch.float16):
+        low, target = mixer(x.to(dtype), y)
+        assert low.dtype == dtype and low.isfinite().all() and target.lam.dtype == torch.float32
+    _, same = mixer(x, torch.zeros(B, dtype=torch.long))
+    assert torch.allclose(same.soft(2)[:, 0], torch.ones(B), atol=1e-6), "a pair of one class has that class"
+
+# %% ../nbs/mixing/05_base.ipynb #deed2d19
 def check_mixer(
     mixer:Mixer, # the mixer to test
     dims=(1, 2, 3), # numbers of spatial axes it supports; with others it must raise ValueError
 ):
-    "Asserts what holds for every mixer: shapes, dtypes, memory formats, labels that add up, clean inputs, reproducible draws."
+    "Asserts what holds for every mixer: shapes, dtypes, memory formats, labels, clean inputs, draws that repeat."
     sizes = {1: (37,), 2: (11, 17), 3: (5, 6, 7)}
     for d, B in [(d, B) for d in (1, 2, 3) for B in (1, 2, 7)]:
         g = torch.Generator().manual_seed(B)
         x, y = torch.rand(B, 3, *sizes[d], generator=g), torch.arange(B)
-        if d not in dims:
-            try: mixer(x, y)
-            except ValueError: continue
-            raise AssertionError(f"{mixer} accepts {d} spatial axes")
-        before = x.clone()
-        state = g.get_state()
-        out, target = mixer(x, y, partner=x.flip(-1), generator=g)
-        again, _ = mixer(x, y, partner=x.flip(-1), generator=g.set_state(state))
-        assert out.equal(again) and x.equal(before), "same generator state must give the same result, and inputs stay as they are"
-        assert out.shape == x.shape and target.lam.shape == (B,) and target.lam.dtype == torch.float32 and target.index.shape == (B,)
-        assert out.isfinite().all() and out.min() >= -1e-6 and out.max() <= 1 + 1e-6
-        soft = target.soft(B)
-        labels = torch.where(target.index == y, 1, (target.lam > 0).int() + (target.lam < 1).int())
-        assert torch.allclose(soft.sum(1), torch.ones(B), atol=1e-6) and ((soft > 0).sum(1) == labels).all()
-        for dtype in (torch.bfloat16, torch.float16):
-            low, t = mixer(x.to(dtype), y)
-            assert low.dtype == dtype and low.isfinite().all() and t.lam.dtype == torch.float32
-        if d == 2:
-            last = x.contiguous(memory_format=torch.channels_last)
-            out_last, _ = mixer(last, y, partner=x.flip(-1), generator=g.set_state(state))
-            assert torch.allclose(out, out_last, atol=1e-5) and (B == 1 or out_last.is_contiguous(memory_format=torch.channels_last))
-        same, t = mixer(x, torch.zeros(B, dtype=torch.long))
-        assert torch.allclose(t.soft(2)[:, 0], torch.ones(B), atol=1e-6), "a pair of one class has that class"
+        if d in dims:
+            _check_labels(mixer, x, y, _check_draw(mixer, x, y, g))
+            continue
+        try: mixer(x, y)
+        except ValueError: continue
+        raise AssertionError(f"{mixer} accepts {d} spatial axes")

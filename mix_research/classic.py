@@ -5,6 +5,7 @@
 # %% ../nbs/mixing/06_classic.ipynb #3ef05c03
 from __future__ import annotations
 import torch
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor
 from . import masks
@@ -36,7 +37,7 @@ class FMix(Mixer):
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         delta:float=3., # $\delta$, decay of the spectrum, eq. 4
-        spectrum:str="written", # "written": independent real and imaginary parts, as in the paper; "coded": as in its authors' code
+        spectrum:str="written", # "written": as in the paper; "coded": as in its authors' code; see `masks`
         exact:bool=False, # exact number of kept positions, at the price of a sort; the label is exact either way
         max_soft:float=0., # widest ramp at the edge of a blob, as a share of the area, in [0, .5]
         reformulate:bool=False, # the sample's own label only, with shares from Beta($\alpha$ + 1, $\alpha$)
@@ -51,7 +52,8 @@ class FMix(Mixer):
     @property
     def hard(self): return self.max_soft == 0
 
-    def share(self, n, x, generator): return beta(n, self.alpha, self.alpha + self.reformulate, x.device, generator)
+    def share(self, n, x, generator):
+        return beta(n, self.alpha, self.alpha + 1 if self.reformulate else self.alpha, x.device, generator)
 
     def mask(self, s, index, x, partner, generator):
         return masks.fourier(s, x.shape[2:], self.delta, self.spectrum, self.exact, self.max_soft, generator)
@@ -85,7 +87,8 @@ class GridMix(Mixer):
         **kwargs, # p, pairing: see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
-        self.area, self.aspect, self.cells = check_range("area", area, .01, 1), check_range("aspect", aspect, .01, 100), check_range("cells", cells, 1, 10_000)
+        self.area, self.aspect = check_range("area", area, .01, 1), check_range("aspect", aspect, .01, 100)
+        self.cells = check_range("cells", cells, 1, 10_000)
 
     def mask(self, s, index, x, partner, generator):
         rect, n = masks.lattice(len(s), self.area, self.aspect, self.cells, x.device, generator)
@@ -97,15 +100,17 @@ class GMix(Mixer):
     @delegates(Mixer.__init__)
     def __init__(self,
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
-        sigma:str="area", # "area": the bump has the area that is to be replaced; "printed": $\sigma = \sqrt{s} N$, $2\pi$ times as much
+        sigma:str="area", # "area": the bump has the area to replace; "printed": $2\pi$ times as much; see `masks`
         per:str="sample", # one draw per "sample" or per "batch"
         **kwargs, # p, pairing: see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         self.sigma = check_choice("sigma", sigma, masks.SIGMAS)
 
-    def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], self.sigma, generator=generator)
+    def mask(self, s, index, x, partner, generator):
+        return masks.gaussian(s, x.shape[2:], self.sigma, generator=generator)
 
+# %% ../nbs/mixing/06_classic.ipynb #a702e86b
 class SmoothMix(Mixer):
     "A Gaussian bump of random width (Lee et al. 2020, the circular mask)."
     @delegates(Mixer.__init__, but=["alpha"])
@@ -120,7 +125,8 @@ class SmoothMix(Mixer):
 
     def share(self, n, x, generator): # the bump's volume on an endless canvas, which may exceed the image's
         low, high = self.spread
-        return (2 * torch.pi * (low + (high - low) * torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)) ** 2) ** ((x.ndim - 2) / 2)
+        sigma = low + (high - low) * torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)
+        return (2 * torch.pi * sigma ** 2) ** ((x.ndim - 2) / 2)
 
     def mask(self, s, index, x, partner, generator): return masks.gaussian(s, x.shape[2:], generator=generator)
 
@@ -141,27 +147,36 @@ class ResizeMix(Mixer):
         if not 0 < low <= high <= 1: raise ValueError(f"low, high: expected 0 < low <= high <= 1, got {low}, {high}")
         self.low, self.high, self.mode = low, high, check_choice("mode", mode, ("bilinear", "nearest"))
 
-    def share(self, n, x, generator): # the share to replace is the square of the scale
-        return (self.low + (self.high - self.low) * torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)) ** 2
-
-    def place(self, s:Tensor, x:Tensor, generator) -> Tensor: # (n, 4)
-        "Boxes (top, left, height, width) in whole pixels, anywhere inside the image."
-        u, size = torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator), masks.column(x.shape[2:], x.device)
-        sides = (s.sqrt() * size).floor_().clamp_(min=1)
-        return torch.cat([(u * (size - sides + 1)).floor_(), sides]).T
-
-    def mask(self, s, index, x, partner, generator): return self._boxes(self.place(s, x, generator), x)
-
-    def _boxes(self, box, x):
+    def boxes(self, box, x):
         start, half = box[:, :2].T, box[:, 2:].T / 2
         return masks.outer(masks.intervals(start + half, half, x.shape[2:]), x.shape[2:])
 
-    def make(self, index, x, partner, generator):
-        box = self.place(self.share(1 if self.per == "batch" else len(index), x, generator), x, generator)
-        w, lam = self._boxes(box, x)
-        return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),), True, "batch" if len(lam) == 1 else "sample")
+    def mask(self, s, index, x, partner, generator): return self.boxes(self.place(s, x, generator), x)
 
     def compiles(self, device): return device.type != "cpu" # where PyTorch's own resampling is faster
+
+# %% ../nbs/mixing/06_classic.ipynb #dfa78d31
+@patch
+def share(self:ResizeMix, n, x, generator):
+    "The share to replace is the square of the scale."
+    u = torch.rand(n, dtype=torch.float32, device=x.device, generator=generator)
+    return (self.low + (self.high - self.low) * u) ** 2
+
+@patch
+def place(self:ResizeMix, s:Tensor, x:Tensor, generator) -> Tensor: # (n, 4)
+    "Boxes (top, left, height, width) in whole pixels, anywhere inside the image."
+    u = torch.rand(2, len(s), dtype=torch.float32, device=x.device, generator=generator)
+    size = masks.column(x.shape[2:], x.device)
+    sides = (s.sqrt() * size).floor_().clamp_(min=1)
+    return torch.cat([(u * (size - sides + 1)).floor_(), sides]).T
+
+@patch
+def make(self:ResizeMix, index, x, partner, generator):
+    "A draw that resizes every partner into its box."
+    box = self.place(self.share(1 if self.per == "batch" else len(index), x, generator), x, generator)
+    w, lam = self.boxes(box, x)
+    per = "batch" if len(lam) == 1 else "sample"
+    return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),), True, per)
 
 # %% ../nbs/mixing/06_classic.ipynb #2a6f0e79
 class Cutout(Mixer):
@@ -192,7 +207,8 @@ def same_class(
     generator:torch.Generator|None=None, # source of randomness
 ) -> Tensor: # partner of each sample, (B,)
     "Another sample of the same class, uniformly; the sample itself where there is none."
-    if y.is_floating_point() or y.ndim != 1: raise ValueError(f"y: pairing by class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
+    if y.is_floating_point() or y.ndim != 1:
+        raise ValueError(f"y: pairing by class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
     order = torch.randperm(len(y), device=y.device, generator=generator)
     order = order[y[order].argsort(stable=True)]
     label = y[order]
@@ -200,6 +216,7 @@ def same_class(
     after = torch.arange(1, len(y) + 1, device=y.device)
     return torch.empty_like(order).scatter_(0, order, order[torch.where(after == end, first, after)])
 
+# %% ../nbs/mixing/06_classic.ipynb #0e630c9b
 class IntraClass(Mixer):
     "A mixer whose partners are of the same class."
     def __init__(self,
@@ -207,17 +224,23 @@ class IntraClass(Mixer):
     ):
         self.mixer = build(mixer) if isinstance(mixer, str) else mixer
         self.views, self.p = self.mixer.views, 1.
-        if getattr(self.mixer, "pairing", "any") != "any": raise ValueError(f"pairing: IntraClass pairs within classes, and its mixer by {self.mixer.pairing!r}; take one of them")
+        pairing = getattr(self.mixer, "pairing", "any")
+        if pairing != "any":
+            raise ValueError(f"pairing: IntraClass pairs within classes, and its mixer by {pairing!r}; "
+                             "take one of them")
 
     def settings(self): return {"mixer": self.mixer}
     def check(self, x): self.mixer.check(x)
 
     def mask(self, *args): raise TypeError("IntraClass has no mask of its own; its mixer has")
-    def make(self, *args): raise TypeError("IntraClass pairs by label, so it cannot be a candidate of another mixer; make it the outer one, e.g. IntraClass(RandoMix())")
+    def make(self, *args):
+        raise TypeError("IntraClass pairs by label, so it cannot be a candidate of another mixer; "
+                        "make it the outer one, e.g. IntraClass(RandoMix())")
 
     def pair(self, x, generator, y=None, partner_y=None):
         if y is None: raise ValueError("IntraClass: pairs by label; call mixer(x, y) or mixer.draw(x, y=y)")
-        if partner_y is not None: raise ValueError("partner_y: IntraClass finds partners within the batch; leave it out")
+        if partner_y is not None:
+            raise ValueError("partner_y: IntraClass finds partners within the batch; leave it out")
         return same_class(y, generator)
 
     def chosen(self, generator=None): return self.mixer.chosen(generator)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
 import torch
+from fastcore.basics import patch
 from .mix import check_images
-from .targets import Target, check_labels, may_have_places
 from .mixers import FeatureMixer, Mixer, build
+from .targets import Target, check_labels, may_have_places
 
 # %% auto #0
 __all__ = ['drawing_from', 'cpp_compiler', 'check_compiler', 'wants_gradients', 'Compiled']
@@ -23,7 +24,9 @@ def drawing_from(
     device:torch.device, # where numbers are drawn: CPU or GPU
 ):
     "Inside, what draws from PyTorch's own state on `device` draws from `generator`."
-    if generator is None: yield; return
+    if generator is None:
+        yield
+        return
     own = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index or 0]
     before = own.get_state()
     own.set_state(generator.get_state())
@@ -35,15 +38,18 @@ def drawing_from(
 # %% ../nbs/mixing/13_compiled.ipynb #aabd62df
 def cpp_compiler() -> str|None: # its name, None without one
     "What compiles for the CPU."
-    return next(filter(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))), None)
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    return next(filter(shutil.which, names), None)
 
 def check_compiler(
     device:torch.device, # where compiled code is to run
 ):
     "Raise one clear line without a C++ compiler on the CPU."
     if device.type == "cpu" and not cpp_compiler():
-        raise ValueError("compile: needs a C++ compiler on the CPU, and neither $CXX nor g++ nor clang++ is one; allowed without: compile=False, and mixers as they are")
+        raise ValueError("compile: needs a C++ compiler on the CPU, and neither $CXX nor g++ nor clang++ is one; "
+                         "allowed without: compile=False, and mixers as they are")
 
+# %% ../nbs/mixing/13_compiled.ipynb #0694dbbb
 _SAME_DRAWS = dict(fallback_random=True, reorder_for_locality=False, reorder_for_peak_memory=False)
 
 def _compile(mixer):
@@ -51,25 +57,29 @@ def _compile(mixer):
         mix = mixer.drawn(index, x, x if partner is None else partner, None)
         mix.blend(x, partner, out)
         return mix.lam, mix.per
-    step = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__) # a code object of its own, by which the compiler counts
-    return torch.compile(step, dynamic=False, options=_SAME_DRAWS)
+    own = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
+    return torch.compile(own, dynamic=False, options=_SAME_DRAWS)
 
 def wants_gradients(*tensors) -> bool:
     "Does any of them need a gradient?"
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
+# %% ../nbs/mixing/13_compiled.ipynb #1a28992e
 class Compiled(Mixer, key=""):
     "A mixer that calls `torch.compile` on itself at its first batch. Images that need gradients are mixed as before."
     def __init__(self,
         mixer:Mixer|str, # the method, or its name
     ):
-        self.mixer, self.steps, self.seen = build(mixer) if isinstance(mixer, str) else mixer, {}, set()
-        if isinstance(self.mixer, FeatureMixer): raise TypeError(f"{type(self.mixer).__name__} mixes inside a network: compile the network")
+        self.mixer = build(mixer) if isinstance(mixer, str) else mixer
+        self.steps, self.seen = {}, set()
+        if isinstance(self.mixer, FeatureMixer):
+            raise TypeError(f"{type(self.mixer).__name__} mixes inside a network: compile the network")
 
     @property
     def views(self): return self.mixer.views
     @property
     def sees_x(self): return self.mixer.sees_x
+
     def __repr__(self): return f"Compiled({self.mixer!r})"
     def mask(self, *args): return self.mixer.mask(*args)
     def make(self, *args): return self.mixer.make(*args)
@@ -78,26 +88,30 @@ class Compiled(Mixer, key=""):
     def check(self, x): self.mixer.check(x)
     def chosen(self, generator=None): return self.mixer.chosen(generator)
 
-    def __call__(self, x, y, partner=None, generator=None, out=None, partner_y=None):
-        check_images(x, partner, generator)
-        check_labels(y, len(x))
-        self.check(x)
-        index, mixer = self.pair(x, generator, y, partner_y), self.chosen(generator)
-        drawn = partial(mixer.drawn, index, x, x if partner is None else partner)
-        if not mixer.compiles(x.device) or may_have_places(y) or wants_gradients(x, partner):
-            mix = drawn(generator)
-            return mix.blend(x, partner, out), mix.target(y, partner_y)
-        self.prepare(mixer, x, drawn)
-        if out is None: out = torch.empty_like(x)
-        with drawing_from(generator, x.device): lam, per = self.steps[id(mixer)](index, x, partner, out)
-        return out, Target(y, index, lam, partner_y, per=per)
+# %% ../nbs/mixing/13_compiled.ipynb #040a89a4
+@patch
+def __call__(self:Compiled, x, y, partner=None, generator=None, out=None, partner_y=None):
+    "Draw, then blend, in one compiled step where that pays."
+    check_images(x, partner, generator)
+    check_labels(y, len(x))
+    self.check(x)
+    index, mixer = self.pair(x, generator, y, partner_y), self.chosen(generator)
+    drawn = partial(mixer.drawn, index, x, x if partner is None else partner)
+    if not mixer.compiles(x.device) or may_have_places(y) or wants_gradients(x, partner):
+        mix = drawn(generator)
+        return mix.blend(x, partner, out), mix.target(y, partner_y)
+    self.prepare(mixer, x, drawn)
+    if out is None: out = torch.empty_like(x)
+    with drawing_from(generator, x.device): lam, per = self.steps[id(mixer)](index, x, partner, out)
+    return out, Target(y, index, lam, partner_y, per=per)
 
-    def prepare(self, mixer, x, drawn):
-        "Compiles the step of a mixer, and has the constants made that images of this kind need."
-        if id(mixer) not in self.steps: # it may not be hashable
-            check_compiler(x.device)
-            self.steps[id(mixer)] = _compile(mixer)
-        kind = (id(mixer), x.shape, x.dtype, x.device)
-        if kind in self.seen: return
-        drawn(torch.Generator(x.device))
-        self.seen.add(kind)
+@patch
+def prepare(self:Compiled, mixer, x, drawn):
+    "Compiles the step of a mixer, and has the constants made that images of this kind need."
+    if id(mixer) not in self.steps: # it may not be hashable
+        check_compiler(x.device)
+        self.steps[id(mixer)] = _compile(mixer)
+    kind = (id(mixer), x.shape, x.dtype, x.device)
+    if kind in self.seen: return
+    drawn(torch.Generator(x.device))
+    self.seen.add(kind)

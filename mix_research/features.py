@@ -37,6 +37,7 @@ def unwrapped(
     (name, inner), = children.items()
     return unwrapped(inner) if name in WRAPPERS else model
 
+# %% ../nbs/mixing/07_features.ipynb #52f4f334
 def modules_by_name(
     model:nn.Module, # a network
 ) -> dict: # name -> module; names hold with and without wrappers
@@ -64,11 +65,12 @@ def find_places(
     if not isinstance(found, dict): found = {p: p for p in found}
     if any(isinstance(p, str) for p in found.values()):
         modules = {**modules_by_name(model), "input": None, **own}
-        for p in found.values():
-            if isinstance(p, str) and p not in modules:
-                allowed = f"{', '.join(known)}, or any name in named_modules()"
-                raise ValueError(f"places: {kind} has no module {p!r}; allowed: {allowed}")
-        found = {k: modules[p] if isinstance(p, str) else p for k, p in found.items()}
+        def module(p):
+            if not isinstance(p, str): return p
+            if p in modules: return modules[p]
+            allowed = f"{', '.join(known)}, or any name in named_modules()"
+            raise ValueError(f"places: {kind} has no module {p!r}; allowed: {allowed}")
+        found = {k: module(p) for k, p in found.items()}
     inside = set(model.modules())
     for k, module in found.items():
         if module is not None and module not in inside:
@@ -100,6 +102,7 @@ def first_tensor(
     floats = [k for k, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()]
     return next((k for k in floats if values[k] is wanted), floats[0] if floats else None)
 
+# %% ../nbs/mixing/07_features.ipynb #350e6d77
 def with_first(
     out, # what a module returns: a tensor, or a tuple, list or dict
     blend, # tensor -> tensor
@@ -133,10 +136,12 @@ def _node(frame):
     ctx = frame.f_locals.get("ctx")
     return ctx if isinstance(ctx, torch._C._FunctionBase) else None
 
+# %% ../nbs/mixing/07_features.ipynb #2c154262
 def _called(frame):
     "What the other kind of checkpoint keeps of the call that the frame is, None if it is no such call."
-    generator = frame.f_locals.get("gen") if frame.f_code.co_filename == checkpoint.__file__ else None
-    return generator.gi_frame.f_locals.get("new_frame") if getattr(generator, "gi_frame", None) else None
+    if frame.f_code.co_filename != checkpoint.__file__: return None
+    inside = getattr(frame.f_locals.get("gen"), "gi_frame", None)
+    return inside.f_locals.get("new_frame") if inside else None
 
 def _saving():
     "The same of one that is no call but a pair of hooks of a module, the innermost."
@@ -165,9 +170,11 @@ def parts_to_recompute(
     part = _saving()
     if part is not None and not any(p is part for p in parts): parts.append(part)
     if inside and strict and torch.is_grad_enabled() and not parts:
-        raise RuntimeError(f"place: torch {torch.__version__} does not say what it recomputes; use_reentrant=True works")
+        raise RuntimeError(f"place: torch {torch.__version__} does not say what it recomputes; "
+                           "use_reentrant=True works")
     return parts
 
+# %% ../nbs/mixing/07_features.ipynb #797a1fc0
 def recomputed_part():
     "The innermost checkpointed part that a backward pass runs again now, None if none."
     if torch._C._current_graph_task_id() == -1: return None
@@ -185,12 +192,14 @@ class _Need:
 def _leave(module, args, out): "The hook of a copy: changes nothing."
 def _no_hook(): return _leave
 
+# %% ../nbs/mixing/07_features.ipynb #807ff234
 class PlaceHook:
     "Blends what passes a place: at the first visit in the context, and whenever a backward pass recomputes that visit."
     def __init__(self, mixer, mixing:Mixing, x:Tensor, generator:torch.Generator|None):
         self.mixer, self.mixing, self.x, self.generator = mixer, mixing, x, generator
         self.open, self.key, self.run = True, None, None
-        self.around, self.outside = recomputed_part(), {id(part) for part in parts_to_recompute(strict=False)}
+        self.around = recomputed_part()
+        self.outside = {id(part) for part in parts_to_recompute(strict=False)}
 
     def __reduce__(self): return _no_hook, () # for copies and pickles
 
@@ -217,7 +226,8 @@ class PlaceHook:
         part = recomputed_part()
         if self.open and self.mixing.mix is None: return part is self.around
         run = torch._C._current_graph_task_id(), id(part)
-        if run == self.run or not any(need is self.need() for need in getattr(part, "mixing_needs", ())): return False
+        asked = any(need is self.need() for need in getattr(part, "mixing_needs", ()))
+        if run == self.run or not asked: return False
         self.run = run
         return True
 
@@ -235,6 +245,7 @@ def __call__(self:PlaceHook, module, args, last):
     values[self.key] = self.blend(values[self.key])
     return tuple(values[i] for i in range(len(args))), {k: values[k] for k in last}
 
+# %% ../nbs/mixing/07_features.ipynb #9c1b400c
 @patch
 def blend(self:PlaceHook,
     f:Tensor, # features, (B, D) or (B, C, *S)
@@ -250,14 +261,17 @@ def blend(self:PlaceHook,
         with torch.no_grad(): mix = self.mixer.draw(v, generator=self.generator, y=mixing.y)
     if first: mixing.mix = mix
     for part in parts_to_recompute(strict=first):
-        if id(part) not in self.outside: part.mixing_needs = [*getattr(part, "mixing_needs", ()), self.need()]
+        if id(part) in self.outside: continue
+        part.mixing_needs = [*getattr(part, "mixing_needs", ()), self.need()]
     return mixing.mix.blend(v).view_as(f)
 
 # %% ../nbs/mixing/07_features.ipynb #dee0d776
 def uncompiled():
     "Inside, compiled code runs as it is written, hooks included."
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo.eval_frame" in sys.modules else nullcontext()
+    if "torch._dynamo.eval_frame" not in sys.modules: return nullcontext() # nothing was compiled
+    return torch.compiler.set_stance("force_eager")
 
+# %% ../nbs/mixing/07_features.ipynb #a522851a
 class FeatureMixer(Mixer, key=""):
     "A method that mixes at one of a network's places, drawn per batch. `draw` takes the map there, `at` finds it."
     @delegates(Mixer.__init__)
@@ -345,10 +359,12 @@ class PatchUp(FeatureMixer):
         self.patchup_prob, self.gamma, self.block_size = patchup_prob, gamma, block_size
 
     def share(self, n, x, generator):
-        return super().share(n, x, generator) if self.kind == "soft" else torch.ones(n, dtype=torch.float32, device=x.device)
+        if self.kind == "soft": return super().share(n, x, generator)
+        return torch.ones(n, dtype=torch.float32, device=x.device)
 
     def mask(self, s, index, x, partner, generator):
-        on = (torch.rand(len(s), dtype=torch.float32, device=x.device, generator=generator) < self.patchup_prob).float() * s
+        u = torch.rand(len(s), dtype=torch.float32, device=x.device, generator=generator)
+        on = (u < self.patchup_prob).float() * s
         inside = blocks(len(s), tuple(x.shape[1:]), self.gamma, self.block_size, x.device, generator)
         w = 1 - inside * on.view(-1, *[1] * (x.ndim - 1))
         return w, w.flatten(1).mean(1)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['REMEMBERED', 'SPECTRA', 'BINS', 'SIGMAS', 'linear', 'remembered', 'column', 'between', 'intervals', 'outer', 'points',
-           'centres', 'box', 'decay', 'lowest', 'from_lowest', 'to_lowest', 'noise_shape', 'fourier_field', 'top_level',
-           'top_count', 'keep_top', 'fourier', 'lattice', 'grid', 'ellipse', 'gaussian', 'rotate_shear', 'smooth',
-           'grey', 'spectral_residual', 'saliency_peak']
+__all__ = ['REMEMBERED', 'SPECTRA', 'BINS', 'SIGMAS', 'linear', 'remembered', 'column', 'between', 'points', 'centres',
+           'intervals', 'outer', 'box', 'decay', 'lowest', 'from_lowest', 'to_lowest', 'noise_shape', 'fourier_field',
+           'top_level', 'top_count', 'keep_top', 'fourier', 'lattice', 'grid', 'ellipse', 'gaussian', 'rotate_shear',
+           'smooth', 'grey', 'spectral_residual', 'saliency_peak']
 
 # %% ../nbs/mixing/04_masks.ipynb #f38ea68b
 def linear(
@@ -25,7 +25,7 @@ def linear(
     lam = 1 - s
     return lam.view(-1, *[1] * (1 + len(size))), lam
 
-# %% ../nbs/mixing/04_masks.ipynb #398e2102
+# %% ../nbs/mixing/04_masks.ipynb #ca011057
 REMEMBERED = 2**20 # bytes that each function remembers, besides its last result
 
 def _bytes(made): return sum(t.nbytes for t in (made if isinstance(made, (list, tuple)) else [made]))
@@ -36,7 +36,8 @@ def remembered(
     "`f`, once for its latest calls with the same arguments. A plain dict: what lies in it the compiler takes as given."
     made = {}
     def make_room():
-        while made and sum(_bytes(v) for v in made.values()) > REMEMBERED: made.pop(next(iter(made)), None)
+        while made and sum(_bytes(v) for v in made.values()) > REMEMBERED:
+            made.pop(next(iter(made)), None)
     @wraps(f)
     def found(*args):
         if args in made: return made[args]
@@ -46,6 +47,7 @@ def remembered(
     found.made = made
     return found
 
+# %% ../nbs/mixing/04_masks.ipynb #398e2102
 @remembered
 def column(
     values:tuple, # numbers, e.g. the spatial size S
@@ -59,13 +61,34 @@ def between(
     ranges:tuple, # m pairs (low, high)
 ) -> Tensor: # (m, n)
     "Uniform numbers between low and high, a range for each row."
-    return u * column(tuple(high - low for low, high in ranges), u.device) + column(tuple(low for low, _ in ranges), u.device)
+    width, low = tuple(high - low for low, high in ranges), tuple(low for low, _ in ranges)
+    return u * column(width, u.device) + column(low, u.device)
 
+# %% ../nbs/mixing/04_masks.ipynb #75562ea2
 @remembered
-def _pixels(size:tuple, device) -> Tensor: # centres of the pixels along each axis, (d, 1, max S); a shorter axis ends in inf
+def _pixels(size:tuple, device) -> Tensor: # (d, 1, max S)
+    "Centres of the pixels along each axis; a shorter axis ends in inf."
     at = torch.arange(max(size), dtype=torch.float32, device=device) + .5
     return torch.where(at < column(size, device), at, torch.inf)[:, None]
 
+def points(
+    n:int, # how many
+    size:tuple, # spatial size S
+    device=None, generator:torch.Generator|None=None,
+) -> Tensor: # (n, d) float32, in pixels
+    "Points drawn uniformly from an image."
+    u = torch.rand(len(size), n, dtype=torch.float32, device=device, generator=generator)
+    return (u * column(size, device)).T
+
+def centres(
+    n:int, # how many
+    size:tuple, # spatial size S
+    device=None, generator:torch.Generator|None=None,
+) -> Tensor: # (n, d) float32, whole pixels
+    "Pixels drawn uniformly from an image."
+    return points(n, size, device, generator).floor_()
+
+# %% ../nbs/mixing/04_masks.ipynb #0412af8d
 def intervals(
     centre:Tensor, # centres of the intervals in pixels, (d, B)
     half:Tensor, # half their lengths, broadcastable to (d, B)
@@ -79,26 +102,12 @@ def outer(
     size:tuple, # spatial size S
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
     "$1 - \\prod_i$ side$_i$: the complement of the box that intervals span, and the share it keeps."
-    views = [side[:, :n].view(-1, 1, *[n if i == j else 1 for j in range(len(size))]) for i, (n, side) in enumerate(zip(size, sides))]
+    def along(i, n): return sides[i][:, :n].view(-1, 1, *[n if i == j else 1 for j in range(len(size))])
+    views = [along(i, n) for i, n in enumerate(size)]
     w = reduce(torch.mul, views[1:], -views[0]).add_(1)
     return w, w.flatten(1).mean(1)
 
-def points(
-    n:int, # how many
-    size:tuple, # spatial size S
-    device=None, generator:torch.Generator|None=None,
-) -> Tensor: # (n, d) float32, in pixels
-    "Points drawn uniformly from an image."
-    return (torch.rand(len(size), n, dtype=torch.float32, device=device, generator=generator) * column(size, device)).T
-
-def centres(
-    n:int, # how many
-    size:tuple, # spatial size S
-    device=None, generator:torch.Generator|None=None,
-) -> Tensor: # (n, d) float32, whole pixels
-    "Pixels drawn uniformly from an image."
-    return points(n, size, device, generator).floor_()
-
+# %% ../nbs/mixing/04_masks.ipynb #6c494c3e
 def box(
     s:Tensor, # share to replace before clipping, (B,) or (1,)
     size:tuple, # spatial size S
@@ -119,9 +128,12 @@ def decay(
     low:tuple|None=None, # how many frequencies to keep along each axis, the lowest; None: all of the half spectrum
 ) -> Tensor: # scale of each frequency of the half spectrum, of shape `low` or (*S[:-1], S[-1] // 2 + 1)
     "$\\max(f, 1/\\max S)^{-\\delta}$; the lower bound stands in for $f = 0$."
-    f2, low = torch.zeros((), dtype=torch.float32), low or (*size[:-1], size[-1] // 2 + 1)
+    low = low or (*size[:-1], size[-1] // 2 + 1)
+    f2 = torch.zeros((), dtype=torch.float32)
     for i, (n, k) in enumerate(zip(size, low)):
-        f = (torch.arange(k, dtype=torch.float32) if i == len(size) - 1 else torch.fft.fftfreq(k, 1 / k, dtype=torch.float32)) / n
+        if i < len(size) - 1: periods = torch.fft.fftfreq(k, 1 / k, dtype=torch.float32)
+        else: periods = torch.arange(k, dtype=torch.float32)
+        f = periods / n
         f2 = f2 + f.view(*[-1 if i == j else 1 for j in range(len(size))]) ** 2
     return f2.sqrt_().clamp_(min=1 / max(size)).pow_(-delta).to(device)
 
@@ -137,11 +149,15 @@ def lowest(
     ends = [-(-band * m // n) for m in size] # rounded up
     return (*[min(2 * k + 1, m) for k, m in zip(ends, size[:-1])], min(ends[-1] + 1, size[-1] // 2 + 1))
 
+# %% ../nbs/mixing/04_masks.ipynb #885941ea
 @remembered
-def _waves(size:tuple, low:tuple, device): # inverse transform of the frequencies `low` along each axis: (n, k) complex, at last (2 k, n) real
-    rows = [torch.fft.ifft(torch.eye(n, dtype=torch.float32))[:, torch.fft.fftfreq(k, 1 / k).long()] for n, k in zip(size[:-1], low)]
-    last = torch.fft.irfft(torch.view_as_complex(torch.eye(2 * low[-1], dtype=torch.float32).view(-1, low[-1], 2)), n=size[-1])
-    return [m.to(device) for m in (*rows, last)]
+def _waves(size:tuple, low:tuple, device) -> list: # (n, k) complex for each axis, for the last one (2 k, n) real
+    "The inverse transform of the frequencies `low` along each axis."
+    def row(n, k): return torch.fft.ifft(torch.eye(n, dtype=torch.float32))[:, torch.fft.fftfreq(k, 1 / k).long()]
+    k = low[-1]
+    units = torch.view_as_complex(torch.eye(2 * k, dtype=torch.float32).view(-1, k, 2)) # real parts and imaginary parts
+    last = torch.fft.irfft(units, n=size[-1])
+    return [m.to(device) for m in (*map(row, size[:-1], low), last)]
 
 def from_lowest(
     z:Tensor, # half spectra, (B, *low) complex64
@@ -149,11 +165,13 @@ def from_lowest(
 ) -> Tensor: # fields, (B, *S) float32
     "`torch.fft.irfftn` of spectra that are zero beyond their lowest frequencies."
     low = tuple(z.shape[1:])
-    if low == (*size[:-1], size[-1] // 2 + 1): return torch.fft.irfftn(z, s=size, dim=tuple(range(1, z.ndim)))
+    whole = (*size[:-1], size[-1] // 2 + 1)
+    if low == whole: return torch.fft.irfftn(z, s=size, dim=tuple(range(1, z.ndim)))
     *rows, last = _waves(tuple(size), low, z.device)
     for axis, m in enumerate(rows, 1): z = torch.matmul(m, z.movedim(axis, -2)).movedim(-2, axis)
     z = torch.view_as_real(z).flatten(-2)
-    return torch.matmul(z, last, out=z.new_empty(*z.shape[:-1], size[-1])) # with out= autocast leaves the product in float32
+    out = z.new_empty(*z.shape[:-1], size[-1])
+    return torch.matmul(z, last, out=out) # with out= autocast leaves the product in float32
 
 def to_lowest(
     x:Tensor, # fields, (B, *S) float32
@@ -163,7 +181,8 @@ def to_lowest(
     z = torch.fft.rfft(x)[..., :low[-1]]
     for axis, k in enumerate(low[:-1], 1):
         z = torch.fft.fft(z, dim=axis)
-        if k < x.shape[axis]: z = torch.cat([z.narrow(axis, 0, k // 2 + 1), z.narrow(axis, x.shape[axis] - k // 2, k // 2)], axis)
+        n, negative = x.shape[axis], k // 2
+        if k < n: z = torch.cat([z.narrow(axis, 0, negative + 1), z.narrow(axis, n - negative, negative)], axis)
     return z
 
 # %% ../nbs/mixing/04_masks.ipynb #94ce97fc
@@ -181,6 +200,7 @@ def noise_shape(
     if delta is None: return (n, *half, 2)
     return (n, *lowest(tuple(size), float(delta)), 2)
 
+# %% ../nbs/mixing/04_masks.ipynb #69a44ccf
 def fourier_field(
     z:Tensor, # normal noise of `noise_shape`
     size:tuple, # spatial size S
@@ -188,8 +208,11 @@ def fourier_field(
     spectrum:str="written", # "written" or "coded"
 ) -> Tensor: # (B, *S) float32
     "A random field whose amplitude falls as $f^{-\\delta}$."
-    if spectrum == "written": return from_lowest(torch.view_as_complex(z * decay(tuple(size), float(delta), z.device, tuple(z.shape[1:-1]))[..., None]), size)
-    scale = decay(tuple(size), float(delta), z.device)
+    size, delta = tuple(size), float(delta)
+    if spectrum == "written":
+        scale = decay(size, delta, z.device, tuple(z.shape[1:-1]))
+        return from_lowest(torch.view_as_complex(z * scale[..., None]), size)
+    scale = decay(size, delta, z.device)
     z = torch.complex(z[:, 0] * scale[0][..., None], z[:, 1] * scale[min(1, len(scale) - 1)][..., None])
     return torch.fft.irfftn(z, s=size, dim=tuple(range(1, len(size) + 1)))
 
@@ -201,7 +224,8 @@ def top_level(
     drop:Tensor, # how many positions to leave out, (B, 1)
 ) -> tuple[Tensor, Tensor]: # w, (B, N) in {0, 1} and lam, (B,)
     "Keeps all but about the lowest `drop` positions of each row."
-    share, some = drop / field.shape[1], field[:, ::field.shape[1] // 16384 | 1].contiguous()
+    share = drop / field.shape[1]
+    some = field[:, ::field.shape[1] // 16384 | 1].contiguous()
     low, high = some.amin(1, keepdim=True), some.amax(1, keepdim=True)
     width = ((high - low) / (BINS - .5)).clamp_(min=1e-30)
     bins = (some - low).div_(width).long()
@@ -215,6 +239,7 @@ def top_level(
     w = torch.gt(field, level, out=torch.empty_like(field))
     return w, w.mean(1)
 
+# %% ../nbs/mixing/04_masks.ipynb #dc0de41d
 def top_count(
     field:Tensor, # (B, N)
     keep:Tensor, # how many positions to keep, whole numbers, (B, 1)
@@ -223,7 +248,8 @@ def top_count(
     "Keeps exactly the highest `keep` positions of each row; over 2 `soft` ranks the weight falls from 1 to 0."
     B, N = field.shape
     ranks = torch.arange(N, device=field.device, dtype=field.dtype).expand(B, N)
-    rank = torch.empty_like(field).scatter_(1, field.argsort(dim=1, descending=True, stable=True), ranks)
+    order = field.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(field).scatter_(1, order, ranks)
     ramp = (1 - (rank - keep + soft) / (2 * soft - 1).clamp(min=1)).clamp_(0, 1)
     return torch.where(soft > 0, ramp, (rank < keep).float()), keep[:, 0] / N
 
@@ -232,7 +258,7 @@ def keep_top(
     field:Tensor, # (B, *S)
     s:Tensor, # share to replace, (B,)
     exact:bool=False, # exact count instead of a level, which is off by less than .001 of the area in the mean
-    max_soft:float=0., # widest ramp on each side of the edge, as a share of the area, in [0, .5]; ranks, so implies `exact`
+    max_soft:float=0., # widest ramp on each side of the edge, as a share of the area, in [0, .5]; implies `exact`
     generator:torch.Generator|None=None, # source of the rounding's randomness
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
     "1 where the field is among the highest $(1 - s)|S|$."
@@ -246,6 +272,7 @@ def keep_top(
     else: w, lam = top_level(flat, N * s[:, None])
     return w.view(B, 1, *field.shape[1:]), lam
 
+# %% ../nbs/mixing/04_masks.ipynb #741f93a0
 def fourier(
     s:Tensor, # share to replace, (B,)
     size:tuple, # spatial size S
@@ -255,26 +282,29 @@ def fourier(
     generator:torch.Generator|None=None, # source of randomness
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, *S) and lam, (B,)
     "FMix's mask: the highest part of a smooth random field (eq. 4 to 6)."
-    z = torch.randn(noise_shape(len(s), size, spectrum, delta), dtype=torch.float32, device=s.device, generator=generator)
+    shape = noise_shape(len(s), size, spectrum, delta)
+    z = torch.randn(shape, dtype=torch.float32, device=s.device, generator=generator)
     return keep_top(fourier_field(z, size, delta, spectrum), s, exact, max_soft, generator)
 
 # %% ../nbs/mixing/04_masks.ipynb #1833a38a
 def lattice(
     n:int, # how many
-    area:tuple=(.5, 1.), aspect:tuple=(.5, 2.), # ranges of the rectangle's share of the image, and of height : width, relative to the image's
+    area:tuple=(.5, 1.), # range of the rectangle's share of the image
+    aspect:tuple=(.5, 2.), # range of its height : width, relative to the image's
     cells:tuple=(2, 6), # fewest and most cells along a side
     device=None, generator:torch.Generator|None=None,
-) -> tuple[Tensor, Tensor]: # top, left, height, width of the rectangle as shares of the image, (4, n); cells along a side, (n,)
+) -> tuple[Tensor, Tensor]: # top, left, height, width as shares of the image, (4, n); cells along a side, (n,)
     "Draws the rectangles that `grid` cuts into cells."
     u = torch.rand(5, n, dtype=torch.float32, device=device, generator=generator)
     a, r, k = between(u[:3], (area, aspect, (cells[0], cells[1] + 1)))
     sides = torch.stack([a * r, a / r]).sqrt_().clamp_(max=1)
     return torch.cat([u[3:] * (1 - sides), sides]), k.floor_()
 
+# %% ../nbs/mixing/04_masks.ipynb #a711231d
 def grid(
     s:Tensor, # share of each cell to replace, (B,)
     size:tuple, # (H, W)
-    rect:Tensor|None=None, # top, left, height, width as shares of the image, (4, B); drawn by `lattice` if not given, as is `n`
+    rect:Tensor|None=None, # top, left, height, width as shares of the image, (4, B); drawn if not given, as is `n`
     n:Tensor|None=None, # cells along a side, (B,)
     generator:torch.Generator|None=None, # source of randomness
 ) -> tuple[Tensor, Tensor]: # w, (B, 1, H, W) and lam, (B,)
@@ -291,13 +321,15 @@ SIGMAS = ("area", "printed")
 def ellipse(
     q:Tensor, # correlation, (B,) in [-1, 1]; $1 \pm q$ is held above 1e-6
     theta:Tensor, # angle of the rotation, (B,), in radians
-) -> tuple[Tensor, Tensor, Tensor]: # $a$, $b$ and $c$, (B,) each: $(ay)^2 + (by + cx)^2 = \sqrt{\det\Sigma}\,d^\top R\,\Sigma^{-1} R^\top d$
+) -> tuple[Tensor, Tensor, Tensor]: # $a$, $b$ and $c$, (B,) each, of $(ay)^2 + (by + cx)^2$
     "The map that makes the ellipse a circle of the same area."
-    r, phi = ((1 - q).clamp_(min=1e-6) / (1 + q).clamp_(min=1e-6)).sqrt_(), theta + torch.pi / 4
+    r = ((1 - q).clamp_(min=1e-6) / (1 + q).clamp_(min=1e-6)).sqrt_()
+    phi = theta + torch.pi / 4
     cos, sin = phi.cos(), phi.sin()
     c = (r * sin * sin + cos * cos / r).sqrt_()
     return 1 / c, (r - 1 / r) * sin * cos / c, c
 
+# %% ../nbs/mixing/04_masks.ipynb #4a53409e
 def gaussian(
     s:Tensor, # share to replace, (B,)
     size:tuple, # spatial size S; (H, W) with a covariance
@@ -309,11 +341,13 @@ def gaussian(
     "$w = 1 - \\exp(-\\pi\\,|p - c|^2 / (s N^2))$ (MiAMix, eq. 3 and 4)."
     d, volume = len(size), float(torch.Size(size).numel())
     if centre is None: centre = points(len(s), size, s.device, generator)
-    a = s * (2 * volume ** (2 / d)) if sigma == "printed" else s ** (2 / d) * (volume ** (2 / d) / torch.pi)
+    if sigma == "printed": a = s * (2 * volume ** (2 / d))
+    else: a = s ** (2 / d) * (volume ** (2 / d) / torch.pi)
     unit = a.clamp_(min=1e-6).rsqrt_()[:, None] # distances in units in which the bump is exp(-|p|^2)
     away = (_pixels(size, s.device).to(s.dtype) - centre.T[..., None]) * unit
     if q is None: return outer(away.square_().neg_().exp_(), size)
-    (a, b, c), (y, x) = (v[:, None] for v in ellipse(q, theta)), (t[:, :n] for t, n in zip(away, size))
+    a, b, c = (v[:, None] for v in ellipse(q, theta))
+    y, x = (t[:, :n] for t, n in zip(away, size))
     bump = (b * y)[..., None] + (c * x)[:, None] # (B, H, W)
     w = bump.square_().add_((a * y).square_()[..., None]).neg_().exp_().neg_().add_(1)
     return w[:, None], w.mean((1, 2))
@@ -329,7 +363,8 @@ def rotate_shear(
     angle, shear, (H, W) = angle.to(w.dtype), shear.to(w.dtype), w.shape[2:]
     cos, sin = angle.cos(), angle.sin()
     x, y = ((_pixels((n,), w.device)[0, 0].to(w.dtype) - n / 2) * (2 / W) for n in (W, H)) # in units of W / 2
-    from_x, from_y = torch.stack([cos + shear * sin, sin])[..., None] * x, torch.stack([shear * cos - sin, cos])[..., None] * y
+    from_x = torch.stack([cos + shear * sin, sin])[..., None] * x
+    from_y = torch.stack([shear * cos - sin, cos])[..., None] * y
     come_from = from_x[:, :, None] + from_y[..., None] # column and row, (2, B, H, W)
     if H != W: come_from[1] *= W / H
     return 1 - F.grid_sample(1 - w, come_from.movedim(0, -1), align_corners=False)
@@ -360,20 +395,23 @@ def grey(
     x:Tensor, # images, (B, C, *S), floating point; three channels are taken as red, green, blue
 ) -> Tensor: # (B, *S) float32
     "Luminance of colour images, the mean of other channels."
-    return (.299 * x[:, 0] + .587 * x[:, 1] + .114 * x[:, 2] if x.shape[1] == 3 else x.mean(1)).float()
+    if x.shape[1] != 3: return x.mean(1).float()
+    return (.299 * x[:, 0] + .587 * x[:, 1] + .114 * x[:, 2]).float()
 
+# %% ../nbs/mixing/04_masks.ipynb #787b49b4
 def spectral_residual(
     x:Tensor, # images, (B, C, H, W), floating point; three channels are taken as red, green, blue
 ) -> Tensor: # saliency, (B, H, W) float32, largest value of each image 1
     "Saliency by the spectral residual of the grey image."
-    shade = F.interpolate(grey(x)[:, None], size=[min(64, n) for n in x.shape[2:]], mode="bilinear", align_corners=False)[:, 0]
+    def resized(image, size):
+        return F.interpolate(image[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    shade = resized(grey(x), [min(64, n) for n in x.shape[2:]])
     spectrum = torch.fft.fft2(shade)
     log = spectrum.abs().clamp_(min=1e-12).log_()
     residual = (log - _filtered(log, log.new_full((3,), 1 / 3))).exp_()
     saliency = torch.fft.ifft2(torch.polar(residual, spectrum.angle())).abs()
     blur = torch.exp(-torch.arange(-2, 3, dtype=torch.float32, device=x.device) ** 2 / (2 * 8.**2))
-    saliency = _filtered(saliency, blur / blur.sum()) ** 2
-    saliency = F.interpolate(saliency[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    saliency = resized(_filtered(saliency, blur / blur.sum()) ** 2, x.shape[2:])
     return saliency / saliency.amax((1, 2), keepdim=True).clamp_(min=1e-12)
 
 def saliency_peak(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
+from . import checks
 from .targets import Target, check_labels, has_values
 
 # %% auto #0
@@ -24,13 +25,19 @@ def check_images(
 ):
     "Raise one clear line unless `x`, `partner` and `generator` can be mixed."
     if not isinstance(x, Tensor): raise TypeError(f"x: expected a tensor (B, C, *S), got {type(x).__name__}")
-    if x.ndim < 2 or 0 in x.shape: raise ValueError(f"x: expected (B, C, *S), nothing empty, got shape {tuple(x.shape)}")
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"x: expected (B, C, *S), nothing empty, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x: expected floating-point images, got {x.dtype}; convert first, e.g. x.float() / 255")
     if partner is not None and (partner.shape != x.shape or partner.dtype != x.dtype):
-        raise ValueError(f"partner: expected {tuple(x.shape)} {x.dtype} like x, got {tuple(partner.shape)} {partner.dtype}")
-    if generator is not None and generator.device.type != x.device.type:
-        raise ValueError(f"generator: lives on {generator.device.type}, x on {x.device.type}; use torch.Generator('{x.device.type}')")
+        got = f"{tuple(partner.shape)} {partner.dtype}"
+        raise ValueError(f"partner: expected {tuple(x.shape)} {x.dtype} like x, got {got}")
+    there = x.device.type
+    if generator is not None and generator.device.type != there:
+        raise ValueError(f"generator: lives on {generator.device.type}, x on {there}; use torch.Generator('{there}')")
+
+# %% ../nbs/mixing/03_mix.ipynb #323897a9
+__getattr__ = checks.moved(__name__, check_positive="checks")
 
 # %% ../nbs/mixing/03_mix.ipynb #d534041f
 def host_generator(
@@ -47,7 +54,8 @@ def to_device(
     device, # where it is needed
 ) -> Tensor:
     "Copies without waiting for what the device still has to do."
-    return t.pin_memory().to(device, non_blocking=True) if torch.device(device or "cpu").type == "cuda" else t.to(device)
+    if torch.device(device or "cpu").type != "cuda": return t.to(device)
+    return t.pin_memory().to(device, non_blocking=True)
 
 # %% ../nbs/mixing/03_mix.ipynb #0de5224e
 def in_double(
@@ -64,6 +72,7 @@ def has_float64(device) -> bool:
     "Does the device know double precision?"
     return torch.device(device or "cpu").type != "mps"
 
+# %% ../nbs/mixing/03_mix.ipynb #ac216aef
 def beta(
     n:int, # how many
     a:float=1., # $\alpha$, first parameter
@@ -90,11 +99,13 @@ def paste_into(
     grid = torch.empty(len(box), *p.shape[2:], 2, dtype=torch.float32, device=p.device)
     tie = 1e-3 if mode == "nearest" else 0. # between two pixels the later one, as floor() decides
     for i, n in enumerate(p.shape[2:]):
-        t = (torch.arange(n, dtype=torch.float32, device=p.device) + .5 - box[:, i, None]) / box[:, i + 2, None].clamp(min=1e-6)
+        start, length = box[:, i, None], box[:, i + 2, None].clamp(min=1e-6)
+        t = (torch.arange(n, dtype=torch.float32, device=p.device) + .5 - start) / length # place in the box, 0 to 1
         edge = 1 - 1 / n # half a pixel inside the border repeats the border's pixel, as resizing does
         t = torch.where((t > 0) & (t < 1), (2 * t - 1 + tie / n).clamp_(-edge, edge), 9.)
         grid[..., 1 - i] = t[..., None] if i == 0 else t[:, None]
-    return F.grid_sample(p.float(), grid.expand(len(p), -1, -1, -1), mode=mode, align_corners=False).to(p.dtype)
+    grid = grid.expand(len(p), -1, -1, -1)
+    return F.grid_sample(p.float(), grid, mode=mode, align_corners=False).to(p.dtype)
 
 # %% ../nbs/mixing/03_mix.ipynb #3363a5dd
 def _nearest_pixel(start, length, n): # of n pixels squeezed between start and start + length, (B, n) int64
@@ -109,6 +120,7 @@ def labels_into(
     row, column = (_nearest_pixel(box[:, i], box[:, i + 2], n) for i, n in enumerate(y.shape[1:]))
     return y[torch.arange(len(y), device=y.device)[:, None, None], row[:, :, None], column[:, None]]
 
+# %% ../nbs/mixing/03_mix.ipynb #7f14eb17
 @dataclass
 class Paste:
     "What $T$ does to the partners of some samples: resize each into its box, or blank it."
@@ -133,6 +145,11 @@ class Paste:
         changed = own[rows] if self.box is None else labels_into(p[rows], self.box)
         return changed if self.rows is None else p.index_copy(0, rows, changed)
 
+    def to(self, device) -> Paste:
+        "The same on another device."
+        box, rows = (None if t is None else t.to(device) for t in (self.box, self.rows))
+        return replace(self, box=box, rows=rows)
+
 # %% ../nbs/mixing/03_mix.ipynb #39cbd9a9
 @dataclass
 class Mix:
@@ -145,7 +162,7 @@ class Mix:
     per:str="sample" # "batch": all samples have the same share
 
     def blend(self,
-        x:Tensor, # images, floating point, (B, C, *S), any number of channels; or class ids, (B, *S), of any dtype, see `nearest`
+        x:Tensor, # images, floating point, (B, C, *S); or class ids, (B, *S), any dtype, see `nearest`
         partner:Tensor|None=None, # view of the batch that partners come from; `x` itself if not given
         out:Tensor|None=None, # where to write the result; must not overlap the inputs
     ) -> Tensor: # mixed images, shape, dtype and memory format of `x`
@@ -156,7 +173,8 @@ class Mix:
             ids = self.nearest(x, partner)
             return ids if out is None else out.copy_(ids)
         if not x.is_floating_point():
-            raise TypeError(f"x: expected floating-point (B, C, *S), or class ids (B, *S), got {tuple(x.shape)} {x.dtype}")
+            got = f"{tuple(x.shape)} {x.dtype}"
+            raise TypeError(f"x: expected floating-point (B, C, *S), or class ids (B, *S), got {got}")
         return self.numbers(x, partner, out, self.weights_for(x))
 
     def target(self,
@@ -168,7 +186,7 @@ class Mix:
 
     def to(self, device) -> Mix:
         "The same on another device."
-        pastes = tuple(Paste(*(t if t is None else t.to(device) for t in (p.box, p.rows)), p.mode) for p in self.pastes)
+        pastes = tuple(p.to(device) for p in self.pastes)
         return replace(self, index=self.index.to(device), w=self.w.to(device), lam=self.lam.to(device), pastes=pastes)
 
 # %% ../nbs/mixing/03_mix.ipynb #b10589da
@@ -192,6 +210,7 @@ def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) 
     else: mixed = torch.where(w == 1, x, torch.where(w == 0, p, torch.lerp(p, x, w.to(x.dtype))))
     return mixed if out is None else out.copy_(mixed)
 
+# %% ../nbs/mixing/03_mix.ipynb #627789fe
 @patch
 def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
     "The partners, after $T$."
@@ -203,10 +222,12 @@ def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
 def averaged(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) -> Tensor: # as `x`
     "The weighted average of finite values, with partners in the memory of the result where no gradient needs them."
     p = x if partner is None else partner
-    free = torch.compiler.is_compiling() or out is None and (p.requires_grad or x.requires_grad) # of memory for the partners
-    into = None if free else torch.empty_like(x) if out is None else out
-    mixed = torch.lerp(self.moved(p, into), x, w.to(x.dtype), out=into)
-    return out.copy_(mixed) if free and out is not None else mixed
+    apart = torch.compiler.is_compiling() or out is None and (p.requires_grad or x.requires_grad)
+    if not apart:
+        into = torch.empty_like(x) if out is None else out
+        return torch.lerp(self.moved(p, into), x, w.to(x.dtype), out=into)
+    mixed = torch.lerp(self.moved(p), x, w.to(x.dtype))
+    return mixed if out is None else out.copy_(mixed)
 
 # %% ../nbs/mixing/03_mix.ipynb #efe21cfc
 @patch(as_prop=True)
@@ -229,6 +250,7 @@ def share_at(self:Mix,
     w = self.w if self.w.ndim < 3 else self.w[:, 0]
     return w.expand(y.shape) if self.size else w.reshape(-1, *[1] * (y.ndim - 1)).expand(y.shape)
 
+# %% ../nbs/mixing/03_mix.ipynb #6f07dcd2
 @patch
 def moved_labels(self:Mix,
     y:Tensor, # labels, (B, *S)
@@ -249,6 +271,7 @@ def nearest(self:Mix,
         raise ValueError(f"y: {tuple(y.shape)} does not lie on the positions {self.size} that were drawn")
     return torch.where(self.share_at(y) > .5, y, self.moved_labels(y, partner_y))
 
+# %% ../nbs/mixing/03_mix.ipynb #e9141f53
 @patch
 def blend_labels(self:Mix,
     y:Tensor, # labels with a place in the image, (B, *S) or (B, K, *S): integers are class ids, floats are numbers

@@ -6,12 +6,13 @@
 from __future__ import annotations
 import inspect
 import torch
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor
-from .mix import Mix, Paste, host_generator, to_device
 from . import classic # the candidates that RandoMix knows by name
 from .base import MIXERS, Mixer, build
 from .checks import check_choice
+from .mix import Mix, Paste, host_generator, to_device
 
 # %% auto #0
 __all__ = ['check_weights', 'build_candidates', 'check_candidate', 'join', 'RandoMix']
@@ -22,11 +23,14 @@ def check_weights(
     n:int, # number of candidates
 ) -> Tensor: # (n,) float64, adding up to one, on the host
     "Normalised weights. Errors: not `n` finite numbers, a negative one, or none above zero."
-    w = torch.ones(n, dtype=torch.float64) if weights is None else torch.as_tensor(list(weights), dtype=torch.float64)
-    if len(w) != n or not w.isfinite().all(): raise ValueError(f"weights: expected {n} finite numbers, one per candidate, got {weights}")
-    if (w < 0).any() or not (w > 0).any(): raise ValueError(f"weights: expected numbers >= 0, one at least above 0, got {weights}")
+    w = torch.as_tensor([1] * n if weights is None else list(weights), dtype=torch.float64)
+    if len(w) != n or not w.isfinite().all():
+        raise ValueError(f"weights: expected {n} finite numbers, one per candidate, got {weights}")
+    if (w < 0).any() or not (w > 0).any():
+        raise ValueError(f"weights: expected numbers >= 0, one at least above 0, got {weights}")
     return w / w.sum()
 
+# %% ../nbs/mixing/09_randomix.ipynb #d64995a3
 def build_candidates(
     candidates, # mixers, or their names
     **shared, # hyperparameters for those given by name; each takes what it knows
@@ -44,9 +48,11 @@ def check_candidate(
 ) -> Mixer: # the same
     "Raise one clear line unless it draws images for partners that are given."
     name = type(c).__name__
-    if hasattr(c, "at"): raise ValueError(f"candidates: {name} mixes inside a network, and what is drawn here are images")
+    if hasattr(c, "at"):
+        raise ValueError(f"candidates: {name} mixes inside a network, and what is drawn here are images")
     if getattr(c, "pairing", "any") != "any":
-        raise ValueError(f"candidates: {name} pairs by {c.pairing!r}, but partners are drawn once for all; give pairing to the outer mixer")
+        raise ValueError(f"candidates: {name} pairs by {c.pairing!r}, but partners are drawn once for all; "
+                         "give pairing to the outer mixer")
     return c
 
 # %% ../nbs/mixing/09_randomix.ipynb #6dc164a7
@@ -57,7 +63,8 @@ def join(
 ) -> Mix: # one draw for the whole batch
     "Puts together what several mixers drew for different samples."
     full = any(m.w.shape[1:].numel() > 1 for _, m in parts)
-    w = torch.empty(len(index), 1, *(x.shape[2:] if full else [1] * (x.ndim - 2)), dtype=torch.float32, device=x.device)
+    size = x.shape[2:] if full else [1] * (x.ndim - 2)
+    w = torch.empty(len(index), 1, *size, dtype=torch.float32, device=x.device)
     lam, pastes = torch.empty(len(index), dtype=torch.float32, device=x.device), []
     for rows, m in parts:
         w.index_copy_(0, rows, m.w.expand(len(rows), *w.shape[1:]))
@@ -88,27 +95,39 @@ class RandoMix(Mixer):
     def check(self, x): # at the first batch, not at the first that draws a candidate which does not take it
         for candidate in self.candidates: candidate.check(x)
 
-    def mask(self, s, index, x, partner, generator): raise TypeError("RandoMix has no mask of its own; its candidates have")
-
-    def choose(self,
-        n:int, # how many choices
-        generator:torch.Generator|None=None, # source of randomness
-    ) -> Tensor: # (n,) int64, numbers of candidates, on the host
-        "Draws candidates by weight."
-        return torch.multinomial(torch.tensor(self.weights), n, replacement=True, generator=host_generator(generator))
-
-    def chosen(self, generator=None):
-        return self if self.per == "sample" or self.p < 1 else self.candidates[self.choose(1, generator).item()].chosen(generator)
+    def mask(self, *args): raise TypeError("RandoMix has no mask of its own; its candidates have")
 
     def compiles(self, device): return False # per sample: parts of sizes that change with every batch
 
-    def make(self, index, x, partner, generator):
-        if self.per == "batch": return self.candidates[self.choose(1, generator).item()].chosen(generator).drawn(index, x, partner, generator)
-        chosen, parts = self.choose(len(index), generator), []
-        for i, candidate in enumerate(self.candidates):
-            rows = (chosen == i).nonzero()[:, 0]
-            if len(rows): # on the host, so nothing waits
-                rows = to_device(rows, x.device)
-                own = x.index_select(0, rows) if candidate.sees_x else x[:len(rows)]
-                parts.append((rows, candidate.drawn(index[rows], own, partner, generator)))
-        return join(index, x, parts)
+# %% ../nbs/mixing/09_randomix.ipynb #aa285c3d
+@patch
+def choose(self:RandoMix,
+    n:int, # how many choices
+    generator:torch.Generator|None=None, # source of randomness
+) -> Tensor: # (n,) int64, numbers of candidates, on the host
+    "Draws candidates by weight."
+    weights = torch.tensor(self.weights)
+    return torch.multinomial(weights, n, replacement=True, generator=host_generator(generator))
+
+@patch
+def one(self:RandoMix, generator:torch.Generator|None=None) -> Mixer:
+    "The candidate that draws for a whole batch."
+    return self.candidates[self.choose(1, generator).item()].chosen(generator)
+
+@patch
+def chosen(self:RandoMix, generator:torch.Generator|None=None) -> Mixer:
+    "The candidate of the next batch; the mixer itself, if samples differ."
+    return self if self.per == "sample" or self.p < 1 else self.one(generator)
+
+@patch
+def make(self:RandoMix, index, x, partner, generator):
+    "The draw of one candidate, or those of all for their own samples."
+    if self.per == "batch": return self.one(generator).drawn(index, x, partner, generator)
+    chosen, parts = self.choose(len(index), generator), []
+    for i, candidate in enumerate(self.candidates):
+        rows = (chosen == i).nonzero()[:, 0]
+        if not len(rows): continue # on the host, so nothing waits
+        rows = to_device(rows, x.device)
+        own = x.index_select(0, rows) if candidate.sees_x else x[:len(rows)]
+        parts.append((rows, candidate.drawn(index[rows], own, partner, generator)))
+    return join(index, x, parts)

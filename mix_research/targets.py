@@ -31,7 +31,8 @@ def check_labels(
 ):
     "Raise one clear line unless `y` labels `n` images."
     if not isinstance(y, Tensor):
-        raise TypeError(f"{name}: expected a tensor of labels, got {type(y).__name__}; torch.as_tensor({name}) makes one")
+        way = f"torch.as_tensor({name}) makes one"
+        raise TypeError(f"{name}: expected a tensor of labels, got {type(y).__name__}; {way}")
     if y.ndim == 0 or len(y) != n:
         got = len(y) if y.ndim else "one number, no"
         raise ValueError(f"{name}: expected one label per image, got {got} labels for {n} images")
@@ -57,6 +58,7 @@ def shared(
     mixed = share * own + (1 - share) * other
     return torch.where(share == 1, own, torch.where(share == 0, other, mixed))
 
+# %% ../nbs/mixing/02_targets.ipynb #9922bf5b
 def one_hot(
     y:Tensor, # (B,) integer classes below `n_classes`
     n_classes:int, # K
@@ -84,6 +86,7 @@ def share_for(
     if len(n) != len(share): share = share.repeat_interleave(len(n) // len(share), output_size=len(n))
     return share.view(-1, *[1] * (n.ndim - 1))
 
+# %% ../nbs/mixing/02_targets.ipynb #c4caa400
 def weighed(own:Tensor, other:Tensor, share:Tensor) -> Tensor:
     "`share` of `own` and the rest of `other`."
     return share * own + torch.rsub(share, 1) * other
@@ -114,12 +117,14 @@ def _each(f, *values): # f of the numbers and tensors in equal tuples, lists or 
     if isinstance(first, (Tensor, int, float)): return f(*values)
     raise NotApart(f"loss_func: returned a {type(first).__name__}; expected a tensor, or a tuple, list or dict of them")
 
+# %% ../nbs/mixing/02_targets.ipynb #bc76c8a2
 def _is_float(t): return isinstance(t, Tensor) and t.is_floating_point()
 
 def _tensors(values): # the floating-point tensors in it, those that an object holds too
     if _is_float(values): return [values]
     if isinstance(values, dict): values = list(values.values())
-    if not isinstance(values, (tuple, list)): values = [v for v in getattr(values, "__dict__", {}).values() if _is_float(v)]
+    if not isinstance(values, (tuple, list)):
+        values = [v for v in getattr(values, "__dict__", {}).values() if _is_float(v)]
     return [t for v in values for t in _tensors(v)]
 
 def _probe(pred): # predictions whose gradients are our own
@@ -127,7 +132,8 @@ def _probe(pred): # predictions whose gradients are our own
         if not _is_float(t): return t
         with suppress(RuntimeError): return t.detach().requires_grad_()
         return t.detach() # inside torch.func.grad
-    return _each(one, pred) if not hasattr(pred, "__dict__") or isinstance(pred, (Tensor, dict)) else pred
+    plain = isinstance(pred, (Tensor, dict)) or not hasattr(pred, "__dict__")
+    return _each(one, pred) if plain else pred
 
 # %% ../nbs/mixing/02_targets.ipynb #ee27fe07
 SUMS = {Tensor.mean, torch.mean, Tensor.sum, torch.sum}
@@ -147,7 +153,7 @@ def _unsummed(func, args, kwargs): # x of a mean or sum of all of x, and the div
 
 def _unreduced(func, args, kwargs): # what one of PyTorch's losses would reduce, and the divisor
     given = dict(zip(_arguments(func), args)) | kwargs
-    reduction, *old = (given.pop(k, default) for k, default in (("reduction", "mean"), ("size_average", None), ("reduce", None)))
+    reduction, *old = given.pop("reduction", "mean"), given.pop("size_average", None), given.pop("reduce", None)
     if reduction == "none" or old != [None, None]: return None
     n = func(**given, reduction="none")
     if reduction == "sum": return n, 1
@@ -156,15 +162,22 @@ def _unreduced(func, args, kwargs): # what one of PyTorch's losses would reduce,
     if func not in (F.cross_entropy, F.nll_loss) or y.is_floating_point(): return n, n.numel()
     return n, counted(y, given.get("weight"), given.get("ignore_index", -100))
 
+def _taker(func): # what looks into a call of `func`; None if it does not sum
+    if func in SUMS: return _unsummed
+    return _unreduced if _arguments(func) else None
+
 # %% ../nbs/mixing/02_targets.ipynb #3dea35d0
-SUMS_OF_SUMS = {"add", "radd", "iadd", "sub", "subtract", "rsub", "isub", "neg", "negative", "sum", "mean", "stack", "cat"}
-UNCHANGED = {"clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16", "type_as", "requires_grad_", "as_subclass",
-             "squeeze", "unsqueeze", "view", "reshape", "expand", "getitem", "unbind", "cpu", "get"}
-HARMLESS = {"size", "dim", "ndimension", "numel", "len", "repr", "format", "hash", "isnan", "isinf", "isfinite", "is_floating_point", "is_complex"}
+SUMS_OF_SUMS = {"add", "radd", "iadd", "sub", "subtract", "rsub", "isub", "neg", "negative",
+                "sum", "mean", "stack", "cat"}
+UNCHANGED = {"clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16", "type_as", "requires_grad_",
+             "as_subclass", "squeeze", "unsqueeze", "view", "reshape", "expand", "getitem", "unbind", "cpu", "get"}
+HARMLESS = {"size", "dim", "ndimension", "numel", "len", "repr", "format", "hash",
+            "isnan", "isinf", "isfinite", "is_floating_point", "is_complex"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 QUOTIENTS = {"div", "idiv", "truediv", "true_divide", "divide"}
 LINEAR = SUMS_OF_SUMS | UNCHANGED | PRODUCTS | QUOTIENTS
 
+# %% ../nbs/mixing/02_targets.ipynb #34377ea6
 class Watch(TorchFunctionMode):
     "Inside, what sums predictions over the batch is written down and may be changed."
     def __init__(self,
@@ -185,7 +198,7 @@ class Watch(TorchFunctionMode):
         which = self.places(given, self.sums)
         if which: return self.used(name, which, kwargs, func(*args, **kwargs))
         made = bool(self.places(given, self.made))
-        take = _unsummed if func in SUMS else _unreduced if _arguments(func) else None
+        take = _taker(func)
         found = take and take(func, args, kwargs)
         if found and found[0].ndim and len(found[0]) % self.n == 0: return self.summed(*found, made)
         result = func(*args, **kwargs)
@@ -197,28 +210,35 @@ class Watch(TorchFunctionMode):
         def came(v): return self.places(v, known) if isinstance(v, (list, tuple)) else id(v) in known
         return [i for i, v in enumerate(values) if came(v)]
 
-    def used(self, name, which, kwargs, result):
-        "What came of a sum; only what is linear in it may come of it."
-        bent = name not in LINEAR or name in PRODUCTS and len(which) > 1 or name in QUOTIENTS and (1 in which or kwargs)
-        number = isinstance(result, Tensor) and not _is_float(result)
-        if (bent or number) and name not in HARMLESS: raise NotApart(f"loss_func: {name} of a sum over the batch")
-        self.sums.update((id(r), r) for r in ([] if bent else _tensors(result)))
-        return result
+# %% ../nbs/mixing/02_targets.ipynb #744bb251
+@patch
+def used(self:Watch, name, which, kwargs, result):
+    "What came of a sum; only what is linear in it may come of it."
+    multiplied = name in PRODUCTS and len(which) > 1
+    divided_by = name in QUOTIENTS and (1 in which or kwargs)
+    bent = name not in LINEAR or multiplied or divided_by
+    number = isinstance(result, Tensor) and not _is_float(result)
+    if (bent or number) and name not in HARMLESS: raise NotApart(f"loss_func: {name} of a sum over the batch")
+    if not bent: self.sums.update((id(r), r) for r in _tensors(result))
+    return result
 
-    def summed(self, n, over, made:bool):
-        "A sum over samples, as a number."
-        like = n
-        self.seen.append((n, over))
-        if self.change is None: n = n.detach() # what is only looked at needs no gradient
-        else: n, over = self.change(len(self.seen) - 1, n, over)
-        total = quotient(n, over, like)
-        if made or like.requires_grad: self.sums[id(total)] = total
-        return total
+@patch
+def summed(self:Watch, n, over, made:bool):
+    "A sum over samples, as a number."
+    like = n
+    self.seen.append((n, over))
+    if self.change is None: n = n.detach() # what is only looked at needs no gradient
+    else: n, over = self.change(len(self.seen) - 1, n, over)
+    total = quotient(n, over, like)
+    if made or like.requires_grad: self.sums[id(total)] = total
+    return total
 
-    def is_sum(self, t) -> bool:
-        "Is it a number that was followed, or one that has nothing to do with predictions?"
-        return id(t) in self.sums or id(t) not in self.made and not t.requires_grad
+@patch
+def is_sum(self:Watch, t) -> bool:
+    "Is it a number that was followed, or one that has nothing to do with predictions?"
+    return id(t) in self.sums or id(t) not in self.made and not t.requires_grad
 
+# %% ../nbs/mixing/02_targets.ipynb #4f018045
 def mixing(
     seen:list, # what a `Watch` saw with the samples' own labels
     share:Tensor, # of the own label, (B,) or (B, *S)
@@ -280,8 +300,8 @@ def whole(loss_func, pred, y, other, share):
     if least == most: return two_calls(loss_func, pred, y, other, share.flatten()[0])
     loss_func(pred, y) # what it has to say itself comes first
     name = getattr(loss_func, "__qualname__", type(loss_func).__name__)
-    raise ValueError(f"loss_func: {name} is not made of its samples in a way that can be seen, so shares that differ cannot "
-                     "weigh it; ways out: a mixer with per=\"batch\", a loss with reduction=\"none\", "
+    raise ValueError(f"loss_func: {name} is not made of its samples in a way that can be seen, so shares that differ "
+                     "cannot weigh it; ways out: a mixer with per=\"batch\", a loss with reduction=\"none\", "
                      "or target.soft(n) with a loss that takes soft labels")
 
 # %% ../nbs/mixing/02_targets.ipynb #0442df26
@@ -297,19 +317,22 @@ def _every(test, *values): # does it hold for all numbers in equal tuples, lists
     _each(lambda *v: found.append(bool(test(*v))), *values)
     return all(found)
 
+# %% ../nbs/mixing/02_targets.ipynb #2771448f
 def _slopes(loss, pred): # gradients of everything that a loss returns, by its predictions
     parts = [t.sum() for t in _tensors(loss) if t.requires_grad]
     if not parts or not pred: return []
     found = torch.autograd.grad(sum(parts), pred, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(pred, found)]
 
-def _compared(again, loss_func, pred, y, other, own): # do they agree where `own` says whose label counts? None: there is nothing to see
+def _compared(again, loss_func, pred, y, other, own):
+    "Do they agree where `own` says whose label counts? None: there is nothing to see."
     found, want = again(own.float()), loss_func(pred, torch.where(share_for(own, y), y, other))
     leaves = [t for t in _tensors(pred) if t.requires_grad]
     slopes = list(zip(_slopes(found, leaves), _slopes(want, leaves)))
     if not _every(_near, found, want) or not all(_near(*pair) for pair in slopes): return False
     return True if any(t.count_nonzero() for t in _tensors(want)) else None
 
+# %% ../nbs/mixing/02_targets.ipynb #82438a2e
 def verified(
     plain, # what is taken apart: `loss_func`, or what it was compiled from
     loss_func, pred, y, other, share, # as in `pairs_loss`
@@ -339,6 +362,7 @@ class Plan:
         self.calls += 1
         return self.apart is None or self.apart and not self.calls & (self.calls - 1)
 
+# %% ../nbs/mixing/02_targets.ipynb #250f6b60
 PLANS = WeakKeyDictionary()
 KINDS = 64 # sequences of functions that are remembered of one loss
 
@@ -351,13 +375,14 @@ def plan_for(loss_func, *kind) -> Plan:
     if len(known) >= KINDS and kind not in known: known.pop(next(iter(known)), None)
     return known.setdefault(kind, Plan())
 
+# %% ../nbs/mixing/02_targets.ipynb #ea80b494
 def apart(loss_func, pred, y, other, share):
     "The mixed loss, taken apart where that was found to be right; arguments as in `pairs_loss`."
     plain = getattr(loss_func, "_orig_mod", loss_func) # of a compiled one
     plain = getattr(plain, "_torchdynamo_orig_callable", plain)
     if readable(y) and torch.equal(y, other): return loss_func(pred, y)
     try: again, calls = watched(plain, pred, y, other, share)
-    except Exception: return whole(loss_func, pred, y, other, share) # whatever a stranger's loss raises that is looked into
+    except Exception: return whole(loss_func, pred, y, other, share) # whatever a stranger's loss raises, looked into
     if not has_values(y) or not all(map(has_values, _tensors(pred))): return again(share)
     plan = plan_for(loss_func, y.ndim, share.ndim, calls)
     if plan.due():
@@ -380,11 +405,14 @@ def cross_entropy_options(
     if func:
         hooks = (loss_func._forward_hooks, loss_func._forward_pre_hooks, loss_func._backward_hooks)
         changed = any(hooks) or "forward" in vars(loss_func)
-        names = ("weight", "ignore_index", "reduction") + ("label_smoothing",) * (func is F.cross_entropy)
-        return None if given or changed else (func, {k: getattr(loss_func, k) for k in names})
+        if given or changed: return None
+        names = ["weight", "ignore_index", "reduction"]
+        if func is F.cross_entropy: names.append("label_smoothing")
+        return func, {k: getattr(loss_func, k) for k in names}
     if loss_func not in (F.cross_entropy, F.nll_loss) or {"reduce", "size_average"} & set(given): return None
     return loss_func, given
 
+# %% ../nbs/mixing/02_targets.ipynb #6e4fa263
 def mixed_cross_entropy(func, given, pred, y, other, share, weigh=shared):
     "Cross entropy of two labels, without looking."
     given = dict(given)
@@ -401,6 +429,7 @@ def all_count(y, other, ignore_index) -> bool:
     "Is no label to be ignored, as far as can be told without waiting for a device?"
     return readable(y) and ignore_index < 0 and int(y.min()) > ignore_index and int(other.min()) > ignore_index
 
+# %% ../nbs/mixing/02_targets.ipynb #8f0c0913
 def pairs_loss(
     loss_func, # any loss: (pred, y) -> a number, a number for each sample, or several of them
     pred, # model output
@@ -409,18 +438,20 @@ def pairs_loss(
     share:Tensor, # of the own label, (B,), or for each position (B, *S)
     per:str="sample", # "batch": all samples have the same share
 ): # what `loss_func` returns
-    "$\\lambda\\,\\ell(pred, y) + (1-\\lambda)\\,\\ell(pred, y_{p})$, reduced as `loss_func` reduces. Errors: `ValueError` if it cannot be had."
+    """$\\lambda\\,\\ell(pred, y) + (1-\\lambda)\\,\\ell(pred, y_{p})$, reduced as `loss_func` reduces.
+    Errors: `ValueError` if it cannot be had."""
     if per == "batch" and readable(share) and share.numel() and share.min() != share.max():
         raise ValueError("per: \"batch\" means one share for all samples, and these differ; leave it at \"sample\"")
     known = None if per == "batch" else cross_entropy_options(loss_func)
-    if known: loss = partial(mixed_cross_entropy, *known, pred)
-    elif per == "batch": loss = lambda y, other, share: two_calls(loss_func, pred, y, other, share.flatten()[0])
-    else: loss = partial(torch.compiler.disable(apart) if torch.compiler.is_compiling() else apart, loss_func, pred) # not in a graph
     if known and readable(y):
-        found = loss(y, other, share, weigh=weighed)
+        found = mixed_cross_entropy(*known, pred, y, other, share, weigh=weighed)
         if math.isfinite(found.detach().sum()): return found
     at = share_for(share, y) # a label without a share is not asked for its loss, which may be infinite
-    return loss(torch.where(at == 0, other, y), torch.where(at == 1, y, other), share)
+    y, other = torch.where(at == 0, other, y), torch.where(at == 1, y, other)
+    if known: return mixed_cross_entropy(*known, pred, y, other, share)
+    if per == "batch": return two_calls(loss_func, pred, y, other, share.flatten()[0])
+    in_no_graph = torch.compiler.disable(apart) if torch.compiler.is_compiling() else apart
+    return in_no_graph(loss_func, pred, y, other, share)
 
 # %% ../nbs/mixing/02_targets.ipynb #821ec997
 def counting(counts:Tensor): # for a `Watch`
@@ -431,6 +462,7 @@ def counting(counts:Tensor): # for a `Watch`
         return n * at, over if over == 1 else over / len(counts) * counts.sum()
     return change
 
+# %% ../nbs/mixing/02_targets.ipynb #917a7ef5
 def counted_loss(
     loss_func, # any loss that takes classes
     pred:Tensor, # model output, (B, ...)
@@ -450,7 +482,9 @@ def counted_loss(
         plan = plan_for(loss_func, "counts", calls)
         if has_values(y) and plan.due():
             half = torch.arange(len(y), device=y.device) % 2 == 0
-            with torch.no_grad(): plan.apart = _near(weighed_by(half.to(counts.dtype))[0], loss_func(pred[half], y[half]))
+            with torch.no_grad():
+                found, _ = weighed_by(half.to(counts.dtype))
+                plan.apart = _near(found, loss_func(pred[half], y[half]))
         if plan.apart is not False: return loss
     raise ValueError("loss_func: not made of its samples in a way that can be seen, so they cannot count differently; "
                      "way out: cross entropy")
@@ -488,6 +522,7 @@ class Target:
         parts = {k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")}
         return replace(self, **parts)
 
+# %% ../nbs/mixing/02_targets.ipynb #47d3be69
 def check_row(name, t):
     "Raise one clear line unless `t` is a tensor of one axis."
     if not isinstance(t, Tensor): raise TypeError(f"{name}: expected a tensor (B,), got {type(t).__name__}")
@@ -522,13 +557,15 @@ def mixed(self:Target) -> Tensor: # as `y`
     lam = self.lam.view(-1, *[1] * (self.y.ndim - 1))
     return shared(self.y, self.y_partner, lam).to(self.y.dtype)
 
+# %% ../nbs/mixing/02_targets.ipynb #ae566374
 @patch
 def soft(self:Target,
     n_classes:int, # K
     smoothing:float=0., # share of every label that is spread evenly over all classes, in [0, 1)
 ) -> Tensor: # (B, K) float32, rows of class labels sum to one
     "Soft labels of classes; labels that are soft or multi-label already are mixed as they are."
-    if not isinstance(n_classes, int) or n_classes < 1: raise ValueError(f"n_classes: expected an integer > 0, got {n_classes!r}")
+    if not isinstance(n_classes, int) or n_classes < 1:
+        raise ValueError(f"n_classes: expected an integer > 0, got {n_classes!r}")
     if not 0 <= smoothing < 1: raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing}")
     if not self.y.is_floating_point():
         if self.y.ndim != 1:
@@ -546,16 +583,18 @@ def soft(self:Target,
 def loss(self:Target,
     loss_func, # any callable (pred, y): function, module, partial, compiled or not
     pred, # model output
-    pairs:bool=False, # labels with a place in the image: weigh the two of each position, instead of taking the one that is seen
+    pairs:bool=False, # labels with a place in the image: weigh both of each position, do not take the one that is seen
 ): # what `loss_func` returns, reduced as it reduces
     "The loss of the mixed batch, see the table above. Errors: `ValueError` if it cannot be had, with the ways out."
     if isinstance(loss_func, type) or not callable(loss_func):
-        raise TypeError(f"loss_func: expected a callable (pred, y), got {loss_func!r}; of a class make an instance first")
+        raise TypeError(f"loss_func: expected a callable (pred, y), got {loss_func!r}; "
+                        "of a class make an instance first")
     if self.y.is_floating_point(): return loss_func(pred, self.mixed())
     if self.y.ndim == 1: return pairs_loss(loss_func, pred, self.y, self.y_partner, self.lam, self.per)
     if pairs: return pairs_loss(loss_func, pred, self.y, *self.positions())
     return loss_func(pred, self.nearest())
 
+# %% ../nbs/mixing/02_targets.ipynb #141eea7b
 @patch
 def positions(self:Target) -> tuple: # labels of the partners, as `y`; the share of the own label, (B, *S), or (B,)
     "What each position is made of; all positions alike, if the labels lie on no image."
@@ -565,7 +604,8 @@ def positions(self:Target) -> tuple: # labels of the partners, as `y`; the share
 @patch
 def nearest(self:Target) -> Tensor: # as `y`
     "Each position with the label of the image that is seen there. Errors: `ValueError` if both are."
-    if (self.placed() or self.mask and self.mask.size is None) and self.mask.is_hard(): return self.mask.blend_labels(self.y, self.partner_y)
+    whole = self.mask and self.mask.size is None
+    if (self.placed() or whole) and self.mask.is_hard(): return self.mask.blend_labels(self.y, self.partner_y)
     if torch.equal(self.y, self.y_partner) or bool((self.lam == 1).all()): return self.y
     if self.placed(): why = "a soft mask shows both images"
     elif self.mask is None or self.mask.size is None: why = "no mask says where each image is seen"
