@@ -130,6 +130,7 @@ def _mixed_step(learn, mix):
     learn("after_loss")
     if len(learn.yb): learn._do_grad_opt()
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d06
 def _step(learn):
     "Takes a mixed batch by a mixed step, any other one by the plain one."
     mixes = [cb for cb in learn.cbs if isinstance(cb, MixCallback)]

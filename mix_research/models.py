@@ -25,9 +25,17 @@ class Network(nn.Module):
     `places`: name -> module whose output may be blended, None for the input."""
     def forward(self, x): return self.head(self.features(x))
 
-def conv3x3(n_in:int, n_out:int, stride:int=1): return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+def conv3x3(
+    n_in:int, # channels that come in
+    n_out:int, # channels that go out
+    stride:int=1, # pixels from one output to the next
+) -> nn.Conv2d:
+    "A 3 x 3 convolution without a bias, which the batch norm after it would take away."
+    return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
 
-def init_convs(model:nn.Module) -> nn.Module:
+def init_convs(
+    model:nn.Module, # changed in place
+) -> nn.Module: # the same
     "He initialisation of all convolutions (He et al. 2015), which the papers' networks use."
     for m in model.modules():
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -36,7 +44,11 @@ def init_convs(model:nn.Module) -> nn.Module:
 # %% ../nbs/runs/01_models.ipynb #c907a68d
 class PreActBlock(nn.Module):
     "Two 3 x 3 convolutions, pre-activated; the shortcut is a 1 x 1 convolution where the shape changes."
-    def __init__(self, n_in:int, n_out:int, stride:int):
+    def __init__(self,
+        n_in:int, # channels that come in
+        n_out:int, # channels that go out
+        stride:int, # of the first convolution
+    ):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(n_in), conv3x3(n_in, n_out, stride)
         self.bn2, self.conv2 = nn.BatchNorm2d(n_out), conv3x3(n_out, n_out)
@@ -75,7 +87,10 @@ class PreActResNet(Network):
 # %% ../nbs/runs/01_models.ipynb #90cdd945
 class Small(Network):
     "Four 3 x 3 convolutions with batch norm, two poolings; for images of about 16 pixels."
-    def __init__(self, n_classes:int, in_channels:int=1):
+    def __init__(self,
+        n_classes:int, # K
+        in_channels:int=1, # C
+    ):
         super().__init__()
         layers, n_in = [], in_channels
         for i, n_out in enumerate((16, 32, 64, 64)):
@@ -94,7 +109,11 @@ class Small(Network):
 # %% ../nbs/runs/01_models.ipynb #9f945602
 class PyramidBlock(nn.Module):
     "A bottleneck of `width` channels that puts out `4 * width`, beside what came in, averaged and padded to fit."
-    def __init__(self, n_in:int, width:int, stride:int):
+    def __init__(self,
+        n_in:int, # channels that come in
+        width:int, # channels inside
+        stride:int, # of the 3 x 3 convolution
+    ):
         super().__init__()
         self.layers = nn.Sequential(
             nn.BatchNorm2d(n_in), nn.Conv2d(n_in, width, 1, bias=False),

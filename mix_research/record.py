@@ -48,11 +48,12 @@ def unsealed(
     if _checksum(values) != checksum: raise BadRecord("checksum does not match: edited or damaged")
     return values
 
-# %% ../nbs/runs/07_record.ipynb #4fb938cc
-def now() -> str: # UTC, ISO 8601
+# %% ../nbs/runs/07_record.ipynb #8d0f3a21
+def now() -> str: # UTC, ISO 8601, to the second
     "The date of a record."
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
+# %% ../nbs/runs/07_record.ipynb #4fb938cc
 def _numbers(row) -> bool: return isinstance(row, dict) and all(isinstance(v, (int, float)) for v in row.values())
 
 @dataclass
