@@ -15,7 +15,7 @@ __all__ = ['METHODS', 'Method', 'Baseline', 'MixerMethod', 'SynerMixMethod', 'me
 # %% ../nbs/runs/04_methods.ipynb #5a1e0c06
 class Method:
     "What a run's method brings to its training."
-    mixer:Mixer|None = None # what mixes between classes, None: nothing does
+    mixer:Mixer|None = None # what mixes between classes; None: nothing does
     varying = False # do its batches differ in size?
 
     @property
@@ -26,22 +26,22 @@ class Method:
     @property
     def compiles(self) -> bool:
         "May its mixing be compiled?"
-        return self.mixer is not None and not (self.inside or self.varying)
+        return self.mixer is not None and not self.inside and not self.varying
 
     def batches(self,
         labels:torch.Tensor, # class of each training image, (N,) integers
         batch_size:int, # images per batch
         order:torch.Generator, # source of the order, on the CPU
-        more:torch.Generator, # source of what a method adds to a batch, on the CPU
+        more:torch.Generator, # source of what the method adds to a batch, on the CPU
         drop_last:bool=False, # leave out an incomplete last batch
-    ) -> dict: # keyword arguments of `Dataset.batches`
+    ) -> dict: # arguments of `Dataset.batches`
         "How its batches are drawn."
         return dict(shuffle=True, generator=order, drop_last=drop_last)
 
     def callbacks(self,
         generator:torch.Generator|None=None, # source of randomness, on the device of the batches
-        mixer=None, # takes the place of `self.mixer`: the same, compiled
-    ) -> list: # fastai callbacks
+        mixer=None, # in place of `self.mixer`: the same one, compiled
+    ) -> list: # of fastai callbacks
         "What does its mixing in a `Learner`."
         return []
 
@@ -52,10 +52,11 @@ class Baseline(Method):
         if args: raise ValueError(f"method_args: baseline takes none, got {args}")
 
 class MixerMethod(Method):
-    "A mixer, and nothing else."
+    "One mixer and nothing else."
     def __init__(self,
         mixer:Mixer, # at the input or inside the network
-    ): self.mixer = mixer
+    ):
+        self.mixer = mixer
 
     def callbacks(self, generator=None, mixer=None):
         from mix_research.callback import MixCallback
@@ -65,16 +66,18 @@ class MixerMethod(Method):
 class SynerMixMethod(Method):
     "SynerMix over a mixer between classes."
     varying = True
-    def __init__(self, **args):
-        given = {"beta": .1, "inter": "mixup", "inter_args": {}, "p": 1, "source": "raw"}
-        for k in args: check_choice("argument of synermix", k, list(given))
-        given |= args
-        if not 0 <= given["beta"] <= 1: raise ValueError(f"beta: expected a number in [0, 1], got {given['beta']}")
-        check_choice("source", given["source"], ("raw", "augmented"))
-        p, inter, inter_args = given["p"], given.pop("inter"), given.pop("inter_args")
+    def __init__(self,
+        **args, # beta, p and source of `SynerMix`; inter, a mixer's name or "none"; inter_args, that mixer's arguments
+    ):
+        known = {"beta": .1, "inter": "mixup", "inter_args": {}, "p": 1, "source": "raw"}
+        for k in args: check_choice("argument of synermix", k, list(known))
+        self.args = known | args
+        inter, inter_args = self.args.pop("inter"), self.args.pop("inter_args")
+        beta, p = self.args["beta"], self.args["p"]
+        if not 0 <= beta <= 1: raise ValueError(f"beta: expected a number in [0, 1], got {beta}")
+        check_choice("source", self.args["source"], ("raw", "augmented"))
         if not isinstance(p, int) or p < 1: raise ValueError(f"p: expected an integer > 0, got {p!r}")
         self.mixer = None if inter == "none" else build(inter, **inter_args)
-        self.args = given # of the callback: beta, p, source
 
     def batches(self, labels, batch_size, order, more, drop_last=False):
         return dict(sampler=SupplementedSampler(labels, batch_size, order, more=more, drop_last=drop_last))
@@ -84,7 +87,7 @@ class SynerMixMethod(Method):
         return [SynerMix(**self.args, inter=self.mixer if mixer is None else mixer, generator=generator)]
 
 # %% ../nbs/runs/04_methods.ipynb #5a1e0c12
-METHODS = {"baseline": Baseline, "synermix": SynerMixMethod} # what is not a mixer alone
+METHODS = {"baseline": Baseline, "synermix": SynerMixMethod} # methods that are not one mixer alone
 
 def method_names() -> list[str]:
     "Every method that a run may name."
@@ -92,9 +95,9 @@ def method_names() -> list[str]:
 
 def build_method(
     name:str, # one of `method_names()`
-    args:dict, # its hyperparameters; what is left out is at the paper's value
+    args:dict, # its hyperparameters; those left out are the paper's
 ) -> Method:
-    "A method, ready for a training. Errors: `ValueError` for a name or an argument that is not known."
+    "A method, ready for a training. Errors: `ValueError` for an unknown name or argument."
     check_choice("method", name, method_names())
     if name in METHODS: return METHODS[name](**args)
     return MixerMethod(build(name, **args))

@@ -16,13 +16,13 @@ def cosine(run, progress:float) -> float:
     return run.lr * (1 + math.cos(math.pi * progress)) / 2
 
 def step(run, progress:float) -> float:
-    "Times `gamma` after each of `milestones`, in epochs."
-    passed = sum(progress * run.epochs >= m - 1e-6 for m in run.milestones) # progress is a sum of many small steps
+    "`lr`, times `gamma` for each of `milestones`, in epochs, that has passed."
+    passed = sum(progress * run.epochs >= m - 1e-6 for m in run.milestones)
     return run.lr * run.gamma ** passed
 
 def constant(run, progress:float) -> float:
     "`lr` throughout."
-    return run.lr * run.gamma ** 0
+    return run.lr
 
 SCHEDULES = {"cosine": cosine, "step": step, "constant": constant}
 

@@ -4,19 +4,21 @@
 
 # %% ../nbs/runs/08_store.ipynb #9e411f04
 from __future__ import annotations
-import contextlib
 import json
 import os
 import socket
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import mix_research
 from .record import BadRecord, Record, now
 from .run import Run
 
 # %% auto #0
-__all__ = ['PACKAGE', 'write_atomic', 'Store', 'claimed', 'Log', 'read_log', 'papers_dir', 'default_records', 'committed_records']
+__all__ = ['ENDS', 'PACKAGE', 'write_atomic', 'Store', 'run_files', 'claimed', 'Log', 'read_log', 'papers_dir',
+           'committed_records', 'default_records']
 
 # %% ../nbs/runs/08_store.ipynb #9e411f05
 def write_atomic(
@@ -40,6 +42,8 @@ def write_atomic(
         raise
 
 # %% ../nbs/runs/08_store.ipynb #9e411f06
+ENDS = dict(record=".json", log=".jsonl", checkpoint=".ckpt", claim=".claim", aside=".aside-*") # after the run's key
+
 class Store:
     "Records in folders: the first is written to, all are read."
     def __init__(self,
@@ -47,72 +51,88 @@ class Store:
     ):
         self.folders = [Path(f) for f in folders]
 
-    def record_path(self, run:Run) -> Path: return self.folders[0] / f"{run.key}.json"
-    def log_path(self, run:Run) -> Path: return self.folders[0] / f"{run.key}.jsonl"
-    def checkpoint_path(self, run:Run) -> Path: return self.folders[0] / f"{run.key}.ckpt" # while it is trained
-    def claim_path(self, run:Run) -> Path: return self.folders[0] / f"{run.key}.claim" # while it is trained
-    def weights_path(self, run:Run) -> Path: return self.folders[0] / "weights" / f"{run.key}.pt" # of the trained network
+    def _file(self, run, kind): return self.folders[0] / f"{run.key}{ENDS[kind]}"
+    def record_path(self, run:Run) -> Path: return self._file(run, "record")
+    def log_path(self, run:Run) -> Path: return self._file(run, "log")
+    def checkpoint_path(self, run:Run) -> Path: return self._file(run, "checkpoint")
+    def claim_path(self, run:Run) -> Path: return self._file(run, "claim")
+    def weights_path(self, run:Run) -> Path: return self.folders[0] / "weights" / f"{run.key}.pt"
     def tensorboard_folder(self, run:Run) -> Path: return self.folders[0] / "tensorboard" / run.key
 
-    def get(self,
-        run:Run, # what was run
-    ) -> Record|None: # None if there is none, or none that is whole
-        "The record of a run, a successful one if any folder has one."
-        found = []
-        for folder in self.folders:
-            path = folder / self.record_path(run).name
-            try: found.append(_whole(path, run))
-            except (FileNotFoundError, NotADirectoryError): continue
-            except (BadRecord, OSError) as e: print(f"set aside: {path}: {e}")
-        return next((r for r in found if r.status == "ok"), found[0] if found else None)
+def run_files(
+    folder:str|Path, # of records
+    kind:str, # a name in `ENDS`
+) -> list[Path]: # of all runs, in the order of their keys
+    "The files of one kind in a folder."
+    return sorted(Path(folder).glob(f"*{ENDS[kind]}"))
 
-    def put(self,
-        record:Record, # to be kept
-    ):
-        "Writes a record; a file in its place that is not a whole record of the same run moves aside first."
-        path = self.record_path(record.run)
-        try: _whole(path, record.run)
-        except FileNotFoundError: pass
-        except BadRecord: os.replace(path, _aside(path))
-        write_atomic(path, record.to_json())
+# %% ../nbs/runs/08_store.ipynb #9e411f15
+@patch
+def get(self:Store,
+    run:Run, # what was run
+) -> Record|None: # None if there is none, or none that is whole
+    "The record of a run, a successful one if any folder has one."
+    found = []
+    for path in (folder / self.record_path(run).name for folder in self.folders):
+        try: found.append(_whole(path, run))
+        except (FileNotFoundError, NotADirectoryError): continue
+        except (BadRecord, OSError) as e: print(f"set aside: {path}: {e}")
+    good = [record for record in found if record.status == "ok"]
+    return next(iter(good + found), None)
 
-    @contextlib.contextmanager
-    def claim(self,
-        run:Run, # that is to be trained
-    ): # True in one process at a time, False in others
-        "A context in which nobody else trains the run."
-        path = self.claim_path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try: lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            for folder in (path.parent, self.weights_path(run).parent): # what a killed owner was about to write
-                for rest in folder.glob(f".{run.key}.*"): rest.unlink(missing_ok=True)
-            yield True
-        finally:
-            path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
-            lock.release()
+@patch
+def put(self:Store,
+    record:Record, # to be kept
+):
+    "Writes a record; a file in its place that is not a whole record of the same run moves aside first."
+    path = self.record_path(record.run)
+    try: _whole(path, record.run)
+    except FileNotFoundError: pass
+    except BadRecord: os.replace(path, _aside(path))
+    write_atomic(path, record.to_json())
 
-def _aside(path): # a name of its own for a file that is not whole
-    names = (path.with_suffix(f".aside-{i}") for i in range(1, 10**6))
-    return next(name for name in names if not name.exists())
-
+# %% ../nbs/runs/08_store.ipynb #9e411f17
 def _whole(path, run): # the record in a file
     try: record = Record.from_json(path.read_text())
     except UnicodeDecodeError as e: raise BadRecord(f"not a record ({e})") from e
     if record.run != run: raise BadRecord("of another run, or of an earlier version that trained it in another way")
     return record
 
+def _aside(path): # a free name
+    names = (path.with_suffix(ENDS["aside"].replace("*", str(i))) for i in range(1, 10**6))
+    return next(name for name in names if not name.exists())
+
+# %% ../nbs/runs/08_store.ipynb #9e411f20
+@patch
+@contextmanager
+def claim(self:Store,
+    run:Run, # that is to be trained
+): # True in one process at a time, False in others
+    "A context in which nobody else trains the run."
+    path = self.claim_path(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        for folder in (path.parent, self.weights_path(run).parent):
+            for rest in folder.glob(f".{run.key}.*"): rest.unlink(missing_ok=True)
+        yield True
+    finally:
+        path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
+        lock.release()
+
+# %% ../nbs/runs/08_store.ipynb #9e411f25
 def claimed(
-    path:Path, # of a claim
+    path:Path, # of a claim, or of another file of the same run
 ) -> bool:
     "Does a living process hold it?"
-    if not path.exists(): return False
+    claim = path.with_suffix(ENDS["claim"])
+    if not claim.exists(): return False
     try:
-        with FileLock(path).acquire(timeout=0): return False
+        with FileLock(claim).acquire(timeout=0): return False
     except Timeout: return True
 
 # %% ../nbs/runs/08_store.ipynb #9e411f07
@@ -131,21 +151,20 @@ class Log:
         line = dict(time=now(), event=event, host=socket.gethostname(), pid=os.getpid(), **values)
         if self.listener: self.listener(line)
         if not self.path: return
-        with contextlib.suppress(OSError): # a full disk is the training's to report
+        with suppress(OSError): # a full disk is the training's to report
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(line) + "\n")
 
+# %% ../nbs/runs/08_store.ipynb #9e411f27
 def read_log(
     path:str|Path, # a file that `Log` wrote
 ) -> list[dict]: # events; lines that are not whole are left out
     "What happened."
     events = []
-    lines = Path(path).read_bytes().splitlines() if Path(path).exists() else ()
+    lines = Path(path).read_bytes().splitlines() if Path(path).exists() else []
     for line in lines:
-        try: event = json.loads(line)
-        except (ValueError, RecursionError): continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str): events.append(event)
-    return events
+        with suppress(ValueError, RecursionError): events.append(json.loads(line))
+    return [e for e in events if isinstance(e, dict) and isinstance(e.get("event"), str)]
 
 # %% ../nbs/runs/08_store.ipynb #9e411f08
 PACKAGE = Path(mix_research.__file__).parent
@@ -154,17 +173,17 @@ def papers_dir() -> Path:
     "The folder of all papers. Errors: `FileNotFoundError` if there is none."
     for p in [Path.cwd(), *Path.cwd().parents, PACKAGE.parent, PACKAGE]:
         if list(p.glob("papers/*/protocol.yaml")): return p / "papers"
-    raise FileNotFoundError(f"no folder papers/ with protocols in {Path.cwd()} or above it, nor beside the package or in it, {PACKAGE}")
-
-def default_records() -> Path:
-    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/`."
-    named = os.environ.get("MIX_RESEARCH_RECORDS")
-    if named: return Path(named)
-    papers, here = papers_dir(), Path.cwd()
-    if papers.parent != PACKAGE: return papers.parent / "reproduced" / "records"
-    around = (p for p in (here, *here.parents) if p.name == "reproduced") # where the package has its own copy of papers/
-    return next(around, here / "reproduced") / "records"
+    where = f"{Path.cwd()} or above it, nor beside the package or in it, {PACKAGE}"
+    raise FileNotFoundError(f"no folder papers/ with protocols in {where}")
 
 def committed_records() -> list[Path]: # folders
     "Where the records lie that came with the package."
     return [p.parent / "records" for p in sorted(papers_dir().glob("*/protocol.yaml"))]
+
+def default_records() -> Path:
+    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/` or here."
+    papers, here = papers_dir(), Path.cwd()
+    own = papers.parent / "reproduced"
+    if papers.parent == PACKAGE: # here, or where the working directory is inside one already
+        own = next((p for p in (here, *here.parents) if p.name == "reproduced"), here / "reproduced")
+    return Path(os.environ.get("MIX_RESEARCH_RECORDS") or own / "records")
