@@ -27,8 +27,8 @@ def test_every_artefact_has_its_notebook():
     notebooks = {str(p.relative_to(ROOT / "papers").with_suffix("")) for p in ROOT.glob("papers/*/*.ipynb")}
     assert notebooks == set(NAMES) | PAGES
     def count(paper, kind): return sum(n.startswith(f"{paper}/{kind}_") for n in NAMES)
-    counts = {p: (count(p, "table"), count(p, "figure")) for p in ("randomix", "miamix", "lmix", "synermix")}
-    assert counts == dict(randomix=(6, 1), miamix=(8, 2), lmix=(5, 5), synermix=(1, 12))
+    expected = {"randomix": (6, 1), "miamix": (8, 2), "lmix": (5, 5), "synermix": (1, 12)}
+    assert {p: (count(p, "table"), count(p, "figure")) for p in expected} == expected
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -37,16 +37,17 @@ def test_notebook_says_what_its_presets_train(name):
     said = r"smoke: (\d+) runs on digits; short: (\d+) of (.+) epochs; paper: (\d+) of (.+); fast: bfloat16"
     smoke, short, short_epochs, paper, paper_epochs = re.fullmatch(said, comment).groups()
     for preset, runs, epochs in (("smoke", smoke, "60"), ("short", short, short_epochs), ("paper", paper, paper_epochs)):
-        planned = Study(name, preset).runs
-        lengths = {run.epochs for run in planned}
-        assert len(planned) == int(runs) and {min(lengths), max(lengths)} == set(map(int, re.findall(r"\d+", epochs)))
-    assert {run.precision for run in Study(name, "fast").runs} >= {"bfloat16"}
+        of_preset = Study(name, preset).runs
+        lengths = {run.epochs for run in of_preset}
+        assert len(of_preset) == int(runs)
+        assert {min(lengths), max(lengths)} == set(map(int, re.findall(r"\d+", epochs)))
+    assert "bfloat16" in {run.precision for run in Study(name, "fast").runs}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_notebook_opens_its_own_study(name):
-    cells = nbformat.read(ROOT / f"papers/{name}.ipynb", 4).cells
-    opened = re.findall(r'open_study\("([^"]*)", preset, seeds, methods, records, data, train\)', "".join(c.source for c in cells))
+    source = "".join(c.source for c in nbformat.read(ROOT / f"papers/{name}.ipynb", 4).cells)
+    opened = re.findall(r'open_study\("([^"]*)", preset, seeds, methods, records, data, train\)', source)
     assert opened == [name]
 
 
@@ -98,16 +99,22 @@ def test_paper_columns_are_the_reference(name):
     assert len(shown) or not name.startswith(("randomix/table", "lmix/table", "miamix/table"))
 
 
+def shown_by(notebook):
+    """The tables that a notebook shows, as Markdown."""
+    cells = [c for c in notebook.cells if "s.show()" in c.source.split("\n")]
+    texts = [o["data"].get("text/markdown", "") for c in cells for o in c.outputs if "data" in o]
+    return [text for text in texts if text.startswith("| Method")]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_committed_notebook_shows_what_the_records_give(name):
+    path = ROOT / f"papers/{name}.ipynb"
     asked = {k: ast.literal_eval(v["default"]) for k, v in parameters(name).items()}
+    # a notebook may show a preset that nobody has all records of; the digits anyone has
     s = Study(name, asked["preset"], asked["seeds"])
-    cells = [c for c in nbformat.read(ROOT / f"papers/{name}.ipynb", 4).cells if "s.show()" in c.source.split("\n")]
-    texts = [o["data"].get("text/markdown", "") for c in cells for o in c.outputs if "data" in o]
-    shown = [text for text in texts if text.startswith("| Method")]
-    known = f"{len(s.records())} of {len(s.runs)} committed records"
-    assert len(shown) == 1 and 0 < len(s.records()) <= len(s.runs), known  # of other presets nobody may have all
-    assert s.preset != "smoke" or len(s.records()) == len(s.runs), known
+    shown, n = shown_by(nbformat.read(path, 4)), len(s.records())
+    assert len(shown) == 1 and 0 < n <= len(s.runs), f"{n} of {len(s.runs)} committed records"
+    assert s.preset != "smoke" or n == len(s.runs), f"{n} of {len(s.runs)} committed records"
     expected = f"{s.table().to_markdown(disable_numparse=True)}\n\n{s.caption()}"
     assert shown[0] == expected, "execute the notebook again: make render"
 
