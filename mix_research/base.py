@@ -32,7 +32,7 @@ def others(
     order = torch.randperm(n, device=device, generator=generator)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
-# %% ../nbs/mixing/05_base.ipynb #0a9e650f
+# %% ../nbs/mixing/05_base.ipynb #ee45930b
 def among(
     weights:Tensor, # relative probability that i meets j, (B, M) >= 0
     generator:torch.Generator|None=None,
@@ -52,7 +52,7 @@ def other_class(
         raise ValueError(f"pairing: other_class needs (B,) integer labels, got {tuple(y.shape)} {y.dtype}")
     return among((y[:, None] != (y if partner_y is None else partner_y)).float(), generator)
 
-# %% ../nbs/mixing/05_base.ipynb #bfdab8d2
+# %% ../nbs/mixing/05_base.ipynb #6856de4d
 class CMixup:
     "Partners with near labels: probability $\\propto \\exp(-|y_i - y_j|^2 / 2\\sigma^2)$ (C-Mixup, Yao et al. 2022)."
     def __init__(self,
@@ -134,7 +134,7 @@ class Mixer(ABC):
     ) -> tuple[Tensor, Tensor]: # w, broadcastable to (B, C, *S), and its mean lam, (n,) or (B,)
         "From shares to weights."
 
-# %% ../nbs/mixing/05_base.ipynb #050b656b
+# %% ../nbs/mixing/05_base.ipynb #4adb8387
 @patch
 def share(self:Mixer,
     n:int, # how many
@@ -177,7 +177,7 @@ def pair(self:Mixer,
         raise ValueError(f"pairing: expected ({len(x)},) int64 from {self.pairing!r}, got {got}")
     return index
 
-# %% ../nbs/mixing/05_base.ipynb #c29ba221
+# %% ../nbs/mixing/05_base.ipynb #50ec777d
 @patch
 def make(self:Mixer, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
     "The draw for the samples whose partners are `index`; arguments as in `mask`."
@@ -193,7 +193,7 @@ def drawn(self:Mixer, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Ge
     n = 1 if getattr(self, "per", "sample") == "batch" else len(index)
     return mix.only(torch.rand(n, dtype=torch.float32, device=x.device, generator=generator) < self.p)
 
-# %% ../nbs/mixing/05_base.ipynb #b4e69c1a
+# %% ../nbs/mixing/05_base.ipynb #1b2c05ef
 @patch
 def chosen(self:Mixer,
     generator:torch.Generator|None=None, # source of randomness
@@ -223,7 +223,7 @@ def draw(self:Mixer,
     index = self.pair(x, generator, y, partner_y)
     return self.chosen(generator).drawn(index, x, x if partner is None else partner, generator)
 
-# %% ../nbs/mixing/05_base.ipynb #e16658a2
+# %% ../nbs/mixing/05_base.ipynb #0cb66934
 @patch
 def __call__(self:Mixer,
     x:Tensor, # images, (B, C, *S), floating point
@@ -280,7 +280,7 @@ def _check_draw(mixer, x, y, g):
     assert len(x) == 1 or got.is_contiguous(memory_format=torch.channels_last)
     return target
 
-# %% ../nbs/mixing/05_base.ipynb #28dbe2ed
+# %% ../nbs/mixing/05_base.ipynb #e8700b4b
 def _check_labels(mixer, x, y, target):
     "Asserts that labels, a class of its own for every sample in `y`, are those of two images; in low precision, too."
     B, soft = len(x), target.soft(len(x))
@@ -292,7 +292,7 @@ def _check_labels(mixer, x, y, target):
     _, same = mixer(x, torch.zeros(B, dtype=torch.long))
     assert torch.allclose(same.soft(2)[:, 0], torch.ones(B), atol=1e-6), "a pair of one class has that class"
 
-# %% ../nbs/mixing/05_base.ipynb #deed2d19
+# %% ../nbs/mixing/05_base.ipynb #7f9aad37
 def check_mixer(
     mixer:Mixer, # the mixer to test
     dims=(1, 2, 3), # numbers of spatial axes it supports; with others it must raise ValueError

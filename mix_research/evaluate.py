@@ -24,7 +24,7 @@ from .store import Store
 from .train import best_device, build_model, environment, load, load_weights, pipeline, test_batches
 
 # %% auto #0
-__all__ = ['Trained', 'FILES', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Network', 'trained', 'clean',
+__all__ = ['Trained', 'PUBLISHED', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Network', 'trained', 'clean',
            'classes', 'test_features', 'features', 'embedded', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion',
            'corrupted', 'published', 'corruption', 'evaluate']
 
@@ -38,7 +38,7 @@ def scores(
     top1, top5 = (h.double().mean().item() for h in (hit[:, 0], hit.any(1)))
     return dict(top1=top1, top5=top5, error=1 - top1, loss=F.cross_entropy(logits.double(), y).item())
 
-# %% ../nbs/runs/18_evaluate.ipynb #8d45ec02
+# %% ../nbs/runs/18_evaluate.ipynb #95ebb555
 def calibration_error(
     logits:Tensor, # (N, K)
     y:Tensor, # labels, (N,)
@@ -81,7 +81,7 @@ class Network:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         return torch.Generator(self.device).manual_seed(seed)
 
-# %% ../nbs/runs/18_evaluate.ipynb #47d3a455
+# %% ../nbs/runs/18_evaluate.ipynb #9989cf1f
 @patch
 def forward(self:Network,
     x:Tensor, # normalised images, (B, C, H, W)
@@ -92,7 +92,7 @@ def forward(self:Network,
     if self.precision == "float32": return what(x).float()
     with torch.autocast(self.device.type, torch.bfloat16): return what(x).float()
 
-# %% ../nbs/runs/18_evaluate.ipynb #3978db1e
+# %% ../nbs/runs/18_evaluate.ipynb #3600d5e7
 @patch
 def over(self:Network,
     what=None, # a function of images; the network if not given
@@ -112,7 +112,7 @@ def over(self:Network,
             labels.append(y)
     return torch.cat(out), torch.cat(labels)
 
-# %% ../nbs/runs/18_evaluate.ipynb #4107a3c3
+# %% ../nbs/runs/18_evaluate.ipynb #52ebea78
 def trained(
     record:Record, # of a run that was finished
     store:Store|str|Path, # where its weights lie
@@ -152,7 +152,7 @@ def classes(
     logits, y = net.over(text="classes")
     return dict(top1_of_class=class_accuracy(logits, y), calibration_error=calibration_error(logits, y))
 
-# %% ../nbs/runs/18_evaluate.ipynb #6a4f0f00
+# %% ../nbs/runs/18_evaluate.ipynb #32bf8f60
 def test_features(
     net:Network, # what to evaluate
 ) -> tuple[Tensor, Tensor]: # what goes into the last layer, (N, D); labels, (N,)
@@ -167,7 +167,7 @@ def features(
     length = f.double().norm(dim=1).mean().item()
     return dict(cohesion=intraclass.cohesion(f, y), separability=intraclass.separability(f, y), length=length)
 
-# %% ../nbs/runs/18_evaluate.ipynb #e1b609fa
+# %% ../nbs/runs/18_evaluate.ipynb #b45060cb
 def embedded(
     features:Tensor, # (N, D)
     seed:int=0, # of its start
@@ -208,7 +208,7 @@ def attack(
     pixels = net.pipeline.pixels(x.detach()) + eps * grad.sign()
     return net.pipeline.normalise(255 * pixels.clamp_(0, 1))
 
-# %% ../nbs/runs/18_evaluate.ipynb #98e629ef
+# %% ../nbs/runs/18_evaluate.ipynb #d6dacec9
 def _check(name, values, low, high):
     "Raise one clear line unless a value, or each of several, is a number between low and high."
     for v in values if isinstance(values, (list, tuple)) else [values]:
@@ -272,8 +272,8 @@ def corrupted(
     raw = (net.pipeline.pixels(x) * 255).round_().clamp_(0, 255).byte()
     return net.pipeline.normalise(corruptions.corrupt(raw, name, severity, generator))
 
-# %% ../nbs/runs/18_evaluate.ipynb #8a9d97b1
-FILES = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"} # data set -> folder of its published corruptions
+# %% ../nbs/runs/18_evaluate.ipynb #23654055
+PUBLISHED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"} # data set -> folder of its published corruptions
 
 def published(
     net:Network, # what to evaluate
@@ -286,14 +286,14 @@ def published(
     path = data_path or net.data_path
     if source == "generated": return None
     if source == "auto":
-        known = dataset in FILES and not validation
-        if not known or not (data.data_root(path) / FILES[dataset]).exists(): return None
+        known = dataset in PUBLISHED and not validation
+        if not known or not (data.data_root(path) / PUBLISHED[dataset]).exists(): return None
     if validation:
         raise ValueError("source: CIFAR-C has corrupted test images only, not those held out for validation; "
                          "allowed: generated")
     return data.corrupted(dataset, path)
 
-# %% ../nbs/runs/18_evaluate.ipynb #644328c9
+# %% ../nbs/runs/18_evaluate.ipynb #6e2de7be
 def _error_of(net, files, name, severity):
     "The error under one corruption at one severity."
     text = f"{name} {severity}"
@@ -334,7 +334,7 @@ EVALUATIONS = { # name -> function of a `Network` and of arguments with defaults
     "corruption": corruption,
 }
 
-# %% ../nbs/runs/18_evaluate.ipynb #e38c8aaa
+# %% ../nbs/runs/18_evaluate.ipynb #a98c1ff8
 def evaluate(
     record:Record, # of a run that was finished
     what:str, # one of `EVALUATIONS`

@@ -58,7 +58,7 @@ def check_layers(
         raise ValueError(f"candidates: {name} does more than draw a mask, so it cannot be a layer; allowed: {allowed}")
     return candidates
 
-# %% ../nbs/mixing/10_miamix.ipynb #40b089a7
+# %% ../nbs/mixing/10_miamix.ipynb #301053dc
 def check_share(
     name:str, # the argument's name, for the message
     value:float, # must lie in [0, 1]
@@ -114,11 +114,13 @@ class MiAMix(Mixer):
         self.augmented = tuple(check_choice("augmented", n, sorted(MIXERS)) for n in augmented)
         self.merge = check_choice("merge", merge, ("mul", "sum"))
         self.label = check_choice("label", label, ("merged", "drawn"))
-        self.share = check_choice("share", share, ("replaced", "kept"))
+        self.share_is = check_choice("share", share, ("replaced", "kept")) # `share` is what every mixer draws
+
+    def settings(self): return {k.removesuffix("_is"): v for k, v in super().settings().items()}
 
     def mask(self, *args): raise TypeError("MiAMix has no mask for one share; its stages have many")
 
-# %% ../nbs/mixing/10_miamix.ipynb #99f57a5a
+# %% ../nbs/mixing/10_miamix.ipynb #455b5add
 @patch
 def check(self:MiAMix, x:Tensor):
     "Raise one clear line unless every layer, and its augmentation, takes images of this shape."
@@ -164,7 +166,7 @@ def layers(self:MiAMix,
     which = torch.randint(len(self.k_max), (n,), device=device, generator=generator)
     return masks.column(self.k_max, device)[which, 0].long()
 
-# %% ../nbs/mixing/10_miamix.ipynb #738fb064
+# %% ../nbs/mixing/10_miamix.ipynb #d9f1bae7
 @patch
 def shares(self:MiAMix,
     k:Tensor, # numbers of layers, (B,)
@@ -209,7 +211,7 @@ def drawn_masks(self:MiAMix, chosen, share, index, x, partner, generator):
         w.index_copy_(0, at, mask.expand(len(at), *w.shape[1:]).to(w.dtype))
     return w
 
-# %% ../nbs/mixing/10_miamix.ipynb #4c13a496
+# %% ../nbs/mixing/10_miamix.ipynb #88460afd
 @patch
 def all_masks(self:MiAMix, chosen, share, index, x, partner, generator):
     "Stage 4, of each layer the masks of all candidates, of which one is taken; arguments as in `drawn_masks`."
@@ -232,7 +234,7 @@ def masks(self:MiAMix,
 ) -> Tensor: # (B, k_max, *S), dtype of `s`, in [0, 1]; 1 for layers not used
     "Stage 4: the mask of each layer."
     draw = self.all_masks if self.dense(x.device) else self.drawn_masks
-    w = draw(chosen, s if self.share == "replaced" else 1 - s, index, x, partner, generator)
+    w = draw(chosen, s if self.share_is == "replaced" else 1 - s, index, x, partner, generator)
     return w.view(*chosen.shape, *x.shape[2:])
 
 # %% ../nbs/mixing/10_miamix.ipynb #735e114a
@@ -248,7 +250,7 @@ def altered(self:MiAMix,
     u = torch.rand(2, *chosen.shape, dtype=torch.float32, device=chosen.device, generator=generator)
     return able & (u[0] < self.p_aug), able & (u[1] < self.p_smooth)
 
-# %% ../nbs/mixing/10_miamix.ipynb #24db816c
+# %% ../nbs/mixing/10_miamix.ipynb #2aa0f9d7
 @patch
 def turn(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor: # (n, 1, H, W), as `w`
     "Stage 5: rotates and shears masks (n, 1, H, W) at random."
@@ -262,7 +264,7 @@ def smooth(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor
     u = torch.rand(len(w), dtype=torch.float32, device=w.device, generator=generator)
     return masks.smooth(w, (u * widths).floor_() * 2 + 3)
 
-# %% ../nbs/mixing/10_miamix.ipynb #c7624739
+# %% ../nbs/mixing/10_miamix.ipynb #9e756fd8
 @patch
 def augment(self:MiAMix,
     w:Tensor, # masks, (B, k_max, *S), may be changed in place
@@ -299,9 +301,9 @@ def ratio(self:MiAMix,
 ) -> Tensor: # $\lambda$, (B,)
     "Stage 7: the label's share of the sample (eq. 12)."
     if self.label == "merged": return w.flatten(1).mean(1)
-    return 1 - s.sum(1) if self.share == "replaced" else s.sum(1)
+    return 1 - s.sum(1) if self.share_is == "replaced" else s.sum(1)
 
-# %% ../nbs/mixing/10_miamix.ipynb #093348ce
+# %% ../nbs/mixing/10_miamix.ipynb #15fd1b5d
 @patch
 def make(self:MiAMix, index:Tensor, x:Tensor, partner:Tensor, generator:torch.Generator|None) -> Mix:
     "Stages 2 to 7 for the samples whose partners are `index`."
