@@ -7,12 +7,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
 __all__ = ['windows', 'crop_flip', 'cutout_mask', 'resize_weights', 'resized_crop', 'random_boxes', 'central_boxes', 'Pipeline']
 
-# %% ../nbs/inputs/03_augment.ipynb #c04e7ee2
+# %% ../nbs/inputs/03_augment.ipynb #432704af
 def windows(
     x:Tensor, # a buffer, (N, C, H, W), contiguous
     start:Tensor, # position of the first element of each window in the flat buffer, (B,) integers
@@ -24,6 +25,7 @@ def windows(
     stretches = x.as_strided((x.numel() - length + 1, length), (1, 1)).index_select(0, start)
     return stretches.as_strided((len(start), x.shape[1], *size), (length, channel, row, 1))
 
+# %% ../nbs/inputs/03_augment.ipynb #c04e7ee2
 def crop_flip(
     x:Tensor, # images, (B, C, H, W), any dtype
     pad:int, # black pixels added on every side
@@ -38,7 +40,8 @@ def crop_flip(
     if flip is not None:
         padded[B:, :, side, side] = x.flip(3)
         sample = sample + B * flip
-    return windows(padded, sample * padded.stride(0) + offset[:, 0] * padded.stride(2) + offset[:, 1], (H, W))
+    image, _, row, _ = padded.stride()
+    return windows(padded, sample * image + offset[:, 0] * row + offset[:, 1], (H, W))
 
 # %% ../nbs/inputs/03_augment.ipynb #e722bcdb
 def cutout_mask(
@@ -62,10 +65,12 @@ def resize_weights(
     "Weights of antialiased bilinear resizing along one axis; pixels outside the crop count for nothing."
     low, length = low.float()[:, None, None], length.float()[:, None, None]
     at = torch.arange(n, device=low.device) + .5
-    centre, reach = (torch.arange(size, device=low.device) + .5)[:, None] * (length / size) + low, (length / size).clamp(min=1)
+    centre = (torch.arange(size, device=low.device) + .5)[:, None] * (length / size) + low
+    reach = (length / size).clamp(min=1)
     w = (1 - (at - centre).abs() / reach).clamp_(min=0) * ((at > low) & (at < low + length))
     return w / w.sum(2, keepdim=True)
 
+# %% ../nbs/inputs/03_augment.ipynb #1a372c9b
 def resized_crop(
     x:Tensor, # images, (B, C, H, W), any dtype
     box:Tensor, # top, left, height and width of each crop, whole pixels within the image, (B, 4)
@@ -94,9 +99,10 @@ def random_boxes(
     found = fits.any(1, keepdim=True)
     size = torch.where(found, proposed.gather(1, first)[:, 0].long(), whole)
     room = sizes - size
-    corner = torch.where(found, (torch.rand(B, 2, **kw) * (room + 1)).long().minimum(room), room // 2) # the product may round up to room + 1
-    return torch.cat([corner, size], 1)
+    corner = (torch.rand(B, 2, **kw) * (room + 1)).long().minimum(room) # the product may round up to room + 1
+    return torch.cat([torch.where(found, corner, room // 2), size], 1)
 
+# %% ../nbs/inputs/03_augment.ipynb #578d7577
 def central_boxes(
     sizes:Tensor, # height and width of each image, (B, 2) integers
 ) -> Tensor: # top, left, height, width, (B, 4) integers
@@ -104,7 +110,7 @@ def central_boxes(
     side = (sizes.amin(1, keepdim=True) * .875).round().long().clamp(min=1)
     return torch.cat([(sizes - side) // 2, side, side], 1)
 
-# %% ../nbs/inputs/03_augment.ipynb #e341855c
+# %% ../nbs/inputs/03_augment.ipynb #f19ac36c
 @dataclass
 class Pipeline:
     "uint8 images to augmented, normalised float32; every parameter per sample."
@@ -117,50 +123,68 @@ class Pipeline:
     min_area:float=0. # with `size`: smallest share of the image that a random crop takes; 0: the central square
 
     def __post_init__(self):
-        for k in ("pad", "cutout", "size"):
-            if not isinstance(v := getattr(self, k), int) or v < 0: raise ValueError(f"{k}: expected a number of pixels >= 0, got {v!r}")
+        for name in ("pad", "cutout", "size"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value >= 0: continue
+            raise ValueError(f"{name}: expected a number of pixels >= 0, got {value!r}")
         if not 0 <= self.min_area <= 1: raise ValueError(f"min_area: expected a number in [0, 1], got {self.min_area}")
         if self.min_area and not self.size: raise ValueError("min_area: a resized crop needs size, in pixels")
-        if self.pad and self.size: raise ValueError(f"pad: images that are resized (size {self.size}) are cropped by min_area; expected 0, got {self.pad}")
-        self._affine = {}
+        if self.pad and self.size:
+            resized = f"images that are resized (size {self.size}) are cropped by min_area"
+            raise ValueError(f"pad: {resized}; expected 0, got {self.pad}")
+        self._affine = {} # of each device, what `normalise` multiplies by and adds
 
-    def normalise(self,
-        x:Tensor, # images, (B, C, H, W), values in [0, 255]
-    ) -> Tensor: # (B, C, H, W) float32
-        "$(x / 255 - mean) / std$"
-        if x.device not in self._affine: # constants go to the device once, not with every batch
-            mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
-            self._affine[x.device] = 1 / (255 * std), -mean / std
-        scale, shift = self._affine[x.device]
-        return x.float().mul_(scale).add_(shift)
+# %% ../nbs/inputs/03_augment.ipynb #f96af8c1
+@patch
+def normalise(self:Pipeline,
+    x:Tensor, # images, (B, C, H, W), values in [0, 255]
+) -> Tensor: # (B, C, H, W) float32
+    "$(x / 255 - mean) / std$"
+    if x.device not in self._affine:
+        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        self._affine[x.device] = 1 / (255 * std), -mean / std
+    scale, shift = self._affine[x.device]
+    return x.float().mul_(scale).add_(shift)
 
-    def pixels(self,
-        x:Tensor, # normalised images, (B, C, H, W)
-    ) -> Tensor: # (B, C, H, W), values in [0, 1]
-        "Back from `normalise`."
-        scale, shift = self._affine[x.device]
-        return (x - shift) / (scale * 255)
+@patch
+def pixels(self:Pipeline,
+    x:Tensor, # normalised images, (B, C, H, W)
+) -> Tensor: # (B, C, H, W), values in [0, 1]
+    "Back from `normalise`."
+    scale, shift = self._affine[x.device]
+    return (x - shift) / (scale * 255)
 
-    def __call__(self,
-        x:Tensor, # images, (B, C, H, W), uint8
-        train:bool=True, # augment? else normalise only
-        generator:torch.Generator|None=None, # source of randomness, on the device of `x`
-        sizes:Tensor|None=None, # height and width of each image on the canvas `x`, (B, 2); None: all of it
-    ) -> Tensor: # (B, C, H, W) float32
-        "One view of a batch."
-        if x.dtype != torch.uint8: raise TypeError(f"x: expected uint8 images, got {x.dtype}")
-        if sizes is not None and not self.size: raise ValueError("size: images of different sizes need one, in pixels, to be resized to")
-        B, kw = len(x), dict(device=x.device, generator=generator)
-        if self.size:
-            if sizes is None: sizes = torch.tensor([x.shape[2:]], device=x.device).expand(B, 2)
-            box = random_boxes(sizes, self.min_area, generator) if train and self.min_area else central_boxes(sizes)
-            x = resized_crop(x, box, self.size, torch.rand(B, **kw) < .5 if train and self.flip else None)
-        elif train and (self.pad or self.flip):
-            offset = torch.randint(0, 2 * self.pad + 1, (B, 2), **kw)
-            mirrored = torch.rand(B, **kw) < .5 # drawn either way, so that offsets do not depend on it
-            x = crop_flip(x, self.pad, offset, mirrored if self.flip else None)
-        out = self.normalise(x)
-        if train and self.cutout:
-            centre = torch.stack([torch.randint(0, n, (B,), **kw) for n in out.shape[2:]], 1)
-            out.mul_(cutout_mask(centre, self.cutout, out.shape[2:]))
-        return out
+# %% ../nbs/inputs/03_augment.ipynb #e341855c
+@patch
+def __call__(self:Pipeline,
+    x:Tensor, # images, (B, C, H, W), uint8
+    train:bool=True, # augment? else normalise only
+    generator:torch.Generator|None=None, # source of randomness, on the device of `x`
+    sizes:Tensor|None=None, # height and width of each image on the canvas `x`, (B, 2); None: all of it
+) -> Tensor: # (B, C, H, W) float32
+    "One view of a batch."
+    if x.dtype != torch.uint8: raise TypeError(f"x: expected uint8 images, got {x.dtype}")
+    if sizes is not None and not self.size:
+        raise ValueError("size: images of different sizes need one, in pixels, to be resized to")
+    kw = dict(device=x.device, generator=generator)
+    if self.size: x = self._resized(x, train, sizes, kw)
+    elif train and (self.pad or self.flip): x = self._shifted(x, kw)
+    out = self.normalise(x)
+    if train and self.cutout:
+        centre = torch.stack([torch.randint(0, n, (len(x),), **kw) for n in out.shape[2:]], 1)
+        out.mul_(cutout_mask(centre, self.cutout, out.shape[2:]))
+    return out
+
+@patch
+def _resized(self:Pipeline, x, train, sizes, kw):
+    if sizes is None: sizes = torch.tensor([x.shape[2:]], device=x.device).expand(len(x), 2)
+    anywhere = train and self.min_area
+    box = random_boxes(sizes, self.min_area, kw["generator"]) if anywhere else central_boxes(sizes)
+    flip = torch.rand(len(x), **kw) < .5 if train and self.flip else None
+    return resized_crop(x, box, self.size, flip)
+
+@patch
+def _shifted(self:Pipeline, x, kw):
+    offset = torch.randint(0, 2 * self.pad + 1, (len(x), 2), **kw)
+    mirrored = torch.rand(len(x), **kw) < .5
+    return crop_flip(x, self.pad, offset, mirrored if self.flip else None)

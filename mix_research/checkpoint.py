@@ -70,13 +70,13 @@ class Checkpoint:
         "Is the last save done, and long enough ago?"
         return (self.writing is None or self.writing.done()) and time.perf_counter() >= self.next
 
-# %% ../nbs/runs/13_checkpoint.ipynb #9ae9e175
+# %% ../nbs/runs/13_checkpoint.ipynb #73b312d9
 @patch
 def save(self:Checkpoint,
     state:dict, # tensors and plain values
     done=lambda: None, # called when the file is in its place
 ):
-    "Copies the state and returns; waits for the save before this one. Errors: that one's `OSError`, e.g. of a full disk."
+    "Copies the state and returns; waits for the save before it. Errors, of that one: `OSError`, as of a full disk."
     self.wait()
     start = time.perf_counter()
     self.writing = self.thread.submit(self._write, _copied(state), done, start)

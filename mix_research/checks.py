@@ -136,12 +136,13 @@ def read(
 # %% ../nbs/mixing/01_checks.ipynb #2a421685
 def moved(
     old:str, # `__name__` of the old module
-    **names, # name -> the module of this library that has it now
+    **names, # name -> the module of this library that has it now; "module.name" where it has another name there
 ): # a `__getattr__` for the old module
     "Finds a name where it is now. Warns: `DeprecationWarning`."
     def __getattr__(name):
         if name not in names: raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        new = f"mix_research.{names[name]}"
-        warnings.warn(f"{old}.{name} is {new}.{name} now", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(new), name)
+        room, _, new = names[name].partition(".")
+        new = new or name
+        warnings.warn(f"{old}.{name} is mix_research.{room}.{new} now", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(f"mix_research.{room}"), new)
     return __getattr__

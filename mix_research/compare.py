@@ -16,7 +16,8 @@ def _by_seed(study, metric): # scenario, values (seed x method)
         yield scenario, v.pivot_table(index="seed", columns="method", values="value")
 
 # %% auto #0
-__all__ = ['paired', 'ranks', 'verdict', 'front', 'beside', 'agreement']
+__all__ = ['OUTCOMES', 'paired', 'ranks', 'verdict', 'front', 'beside', 'agreement', 'judgement', 'judged', 'lead', 'apart',
+           'on_average', 'interval', 'as_table', 'feature_numbers', 'feature_table', 'feature_claims']
 
 # %% ../nbs/tables/05_compare.ipynb #d5338f2d
 def _pair(a, b, level): # two methods' values by seed; nothing if no seed has both
@@ -33,14 +34,15 @@ def _holm(p): # p-values of several comparisons, corrected; without a number sta
     corrected = (tested * list(range(len(tested), 0, -1))).cummax().clip(upper=1)
     return corrected.reindex(p.index)
 
-# %% ../nbs/tables/05_compare.ipynb #4a09d278
+# %% ../nbs/tables/05_compare.ipynb #195b5808
 def paired(
     study:Study, # with records
     pairs, # list of (method, the one it is compared with)
     metric:str|None=None, # a metric of the study; the table's last if not given
     level:float=.95, # of the interval, between 0 and 1
-) -> pd.DataFrame: # method, against, dataset, model, how, n (seeds that both have), difference (mean), spread (its standard deviation), low, high (its interval), p (two-sided, Holm's over the pairs of a scenario)
-    "Differences seed by seed. With fewer than two seeds there is a difference without interval; with none, no line."
+) -> pd.DataFrame: # method, against, dataset, model, how, n, difference, spread, low, high, p
+    """Differences seed by seed: how many seeds both have, mean and standard deviation of the difference, its interval
+    from low to high, and p (two-sided, Holm's over the pairs of a scenario). One seed gives no interval, none no line."""
     if not 0 < level < 1: raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     parts = []
     for scenario, v in _by_seed(study, metric):
@@ -105,24 +107,25 @@ def front(
     points = list(zip(cost, value))
     return [not any(c <= a and v >= b and (c, v) != (a, b) for c, v in points) for a, b in points]
 
-# %% ../nbs/tables/05_compare.ipynb #1011d609
+# %% ../nbs/tables/05_compare.ipynb #de7a3bcc
 def beside(
     study:Study, # with records
     printed:dict, # method -> what the paper prints for it
     metric:str|None=None, # a metric of the study; the table's last if not given
-) -> pd.DataFrame: # as of `paired`, to the row `against`; printed (the paper's difference), away ((difference - printed) / spread)
-    "Our differences beside a paper's, on the data sets and networks of the table; what a preset puts in their place is not compared. With one seed there is no spread."
+) -> pd.DataFrame: # as of `paired`, to the row `against`; printed (the paper's difference), away
+    """Our differences beside a paper's; away is (difference - printed) / spread, of which there is none with one seed.
+    What a preset puts in the place of the table's data sets and networks is not compared."""
     base = study.against
     t = paired(study, [(m, base) for m in printed if m != base and base in printed], metric)
     t = t.loc[[r.Index for r in t.itertuples() if (r.dataset, r.model) in study.spec.cells]]
     t = t.assign(printed=[printed[r.method] - printed[r.against] for r in t.itertuples()])
     return t.assign(away=((t.difference - t.printed) / t.spread.where(t.spread > 0)).astype(float))
 
-# %% ../nbs/tables/05_compare.ipynb #4fad28d8
+# %% ../nbs/tables/05_compare.ipynb #1bd0b426
 def _beside_table(study, table): # Markdown
     def text(v, form): return "" if pd.isna(v) else format(v, form)
-    lines = [(study.label(r.method), study.title((r.dataset, r.model, r.how)), f"{r.difference:+.2f}", text(r.spread, ".2f"),
-              f"{r.printed:+.2f}", text(r.away, "+.1f"), r.n) for r in table.itertuples()]
+    lines = [(study.label(r.method), study.title((r.dataset, r.model, r.how)), f"{r.difference:+.2f}",
+              text(r.spread, ".2f"), f"{r.printed:+.2f}", text(r.away, "+.1f"), r.n) for r in table.itertuples()]
     columns = ["Method", "on", f"ours, over {study.label(study.against)}", "standard deviation", "the paper",
                "standard deviations apart", "n"]
     return pd.DataFrame(lines, columns=columns).to_markdown(index=False, disable_numparse=True)
@@ -140,15 +143,16 @@ def _distance(study, v): # of a scenario: how far are the printed gains away?
     known = v.dropna(subset="away")
     if not len(known): return "With one seed there is no spread to measure the distance in."
     far, most = known[known.away.abs() > 2], known.loc[known.away.abs().idxmax()]
-    return (f"Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) of the printed one; "
-            f"beyond: {_gains(study, far)}. Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
+    return (f"Of {len(known)} gains {len(known) - len(far)} are within two standard deviations (over our seeds) "
+            f"of the printed one; beyond: {_gains(study, far)}. "
+            f"Farthest: {study.label(most.method)}, {most.away:+.1f} standard deviations.")
 
-# %% ../nbs/tables/05_compare.ipynb #1f3011ea
+# %% ../nbs/tables/05_compare.ipynb #6ce9eb88
 def agreement(
     study:Study, # whose words are used
     table:pd.DataFrame, # of `beside`
 ) -> str: # Markdown
-    "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every data set and network."
+    "What agrees with the paper, what does not, and by how much: the table, and a paragraph for every scenario."
     if not len(table):
         return f"Nothing at preset {study.preset} is of the table's own data, so nothing is compared with the paper."
     out = [_beside_table(study, table)]
@@ -158,3 +162,124 @@ def agreement(
         if len(v) > 2: sentences.append(f"Order of the methods: Kendall's τ = {order:.2f}.")
         out.append(" ".join(sentences))
     return "\n\n".join(out)
+
+# %% ../nbs/tables/05_compare.ipynb #51a16e17
+OUTCOMES = ("not to be told apart", "better", "worse")
+
+def judgement(
+    difference:float, # of two means
+    error:float, # its standard error; no number for a single seed
+    words:tuple=OUTCOMES, # within two standard errors, above, below
+) -> str:
+    "Which of three words fits a difference."
+    if not abs(difference) > 2 * error: return words[0]
+    return words[1] if difference > 0 else words[2]
+
+def judged(
+    difference:float, # of two means
+    error:float, # its standard error; no number for a single seed
+    words:tuple=OUTCOMES, # within two standard errors, above, below
+    digits:int=2, # after the point
+) -> str: # "+1.20 (standard error 0.30), better"
+    "A difference with its standard error, and what that says."
+    spread = "one seed" if pd.isna(error) else f"standard error {error:.{digits}f}"
+    return f"{difference:+.{digits}f} ({spread}), {judgement(difference, error, words)}"
+
+# %% ../nbs/tables/05_compare.ipynb #30a9fc25
+def lead(
+    summary:pd.DataFrame, # of one scenario: mean, std and n of each method, which is the index
+    a:str, # a method
+    b:str, # the one it is compared with
+) -> tuple[float, float]:
+    "How far the mean of `a` is above that of `b`, and the standard error of that."
+    error = sum(summary["std"][m]**2 / summary["n"][m] for m in (a, b))**.5
+    return summary["mean"][a] - summary["mean"][b], error
+
+def apart(
+    a:pd.Series, # values of one method, one for each seed
+    b:pd.Series, # values of the one it is compared with
+) -> tuple[float, float]:
+    "How far the mean of `a` is above that of `b`, and the standard error of that."
+    return a.mean() - b.mean(), (a.var() / len(a) + b.var() / len(b))**.5
+
+# %% ../nbs/tables/05_compare.ipynb #51370bc3
+def on_average(
+    gains:pd.DataFrame, # gain and error (its standard error) of at least one scenario, as from `figures.gains`
+) -> str:
+    "A gain over all scenarios, and in how many it is more than chance."
+    if len(gains) == 1: return judged(*gains[["gain", "error"]].iloc[0])
+    average = f"{gains.gain.mean():+.2f} on average of {len(gains)} scenarios"
+    if gains.error.isna().all(): return f"{average}, one seed each"
+    better, worse = (gains.gain > 2 * gains.error).sum(), (-gains.gain > 2 * gains.error).sum()
+    return f"{average}, better by more than two standard errors in {better}, worse in {worse}"
+
+def interval(
+    low:float, # its ends; no numbers for a single seed
+    high:float,
+) -> str: # "+0.10 to +1.30", or nothing
+    "An interval as tables show it."
+    return "" if pd.isna(low) else f"{low:+.2f} to {high:+.2f}"
+
+def as_table(
+    rows, # tuples of texts and numbers
+    columns, # a title for each of their places
+) -> str: # Markdown
+    "Rows as a table, every number as it was written."
+    return pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+
+# %% ../nbs/tables/05_compare.ipynb #43a88aed
+def feature_numbers(
+    study:Study, # with records of both numbers
+) -> pd.DataFrame: # cohesion, separability, ratio; the index is dataset, model, how, method, seed
+    "Both numbers and their ratio for each network."
+    index = [*SCENARIO, "method", "seed"]
+    def values(metric): return study.measured(metric).set_index(index).value.astype(float)
+    v = pd.concat({metric: values(metric) for metric in ("cohesion", "separability")}, axis=1).dropna()
+    return v.assign(ratio=v.cohesion / v.separability)
+
+def feature_table(
+    study:Study, # whose words are used
+    numbers:pd.DataFrame, # of `feature_numbers`
+) -> str: # Markdown
+    "The numbers of each method, mean and standard deviation over seeds."
+    def shown(v): return f"{v.mean():.3f}" + (f" ± {v.std():.3f}" if len(v) > 1 else "")
+    if not len(numbers): return "No record yet."
+    text = numbers.groupby(level=[*SCENARIO, "method"], sort=False).agg(shown)
+    text.index = [study.label(m) for m in text.index.get_level_values("method")]
+    text = text.rename(columns=dict(ratio="cohesion / separability")).to_markdown(disable_numparse=True)
+    return f"{text}\n\nMean ± standard deviation over seeds."
+
+# %% ../nbs/tables/05_compare.ipynb #bbdfe683
+def _feature_claim(study, t, a, b, number): # the line about a claim, and what came of it by the number and by the ratio
+    words = "not to be told apart", "as claimed", "the other way round"
+    smaller = words[0], words[2], words[1]
+    kinds = (number, smaller if number == "cohesion" else words), ("ratio", smaller)
+    found = [(*apart(t[a][kind], t[b][kind]), w) for kind, w in kinds]
+    by_number, by_ratio = (judged(*f, digits=3) for f in found)
+    what = "tighter" if number == "cohesion" else "further apart"
+    question = f"- {study.label(a)} {what} than {study.label(b)}?"
+    line = f"{question} {number.capitalize()} {by_number}; cohesion / separability {by_ratio}."
+    return line, [judgement(*f) for f in found]
+
+def _tally(outcomes): return ", ".join(f"{n} {what}" for what, n in pd.Series(outcomes).value_counts().items())
+
+def feature_claims(
+    study:Study, # whose words are used
+    numbers:pd.DataFrame, # of `feature_numbers`
+    claims, # list of (method, another, "cohesion": it is tighter than that, or "separability": further apart)
+) -> str: # Markdown
+    "Which claims about features hold, by the number itself and by the ratio."
+    lines, outcomes = [], []
+    for scenario, v in numbers.groupby(level=SCENARIO, sort=False):
+        t = dict(list(v.groupby(level="method")))
+        lines.append(f"**{study.title(scenario)}.**\n")
+        for a, b, number in claims:
+            if not {a, b} <= set(t): continue
+            line, outcome = _feature_claim(study, t, a, b, number)
+            lines.append(line)
+            outcomes.append(outcome)
+    if not outcomes: return "\n".join(lines) or "No record yet."
+    by_number, by_ratio = map(_tally, zip(*outcomes))
+    lines.append(f"\nOf the {len(outcomes)} comparisons, by the number itself: {by_number}; by the ratio: {by_ratio}. "
+                 "The paper shows one picture of each network and prints no number.")
+    return "\n".join(lines)

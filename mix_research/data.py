@@ -4,381 +4,37 @@
 
 # %% ../nbs/inputs/08_data.ipynb #d00c410f
 from __future__ import annotations
-import gzip, json, os, pickle, shutil, zlib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
-from .batches import Dataset, Files, decode
-from .download import DownloadFailed, fetch, unpack
-from .checks import check_choice
-from .speech import CLASSES as WORDS, spectrograms
+from .checks import check_choice, moved
+from .dataset import Dataset, Files
+from .loaders import decode
+from .sources import SOURCES, DataNotFound, Source, data_root, not_whole, obtain
+from mix_research.readers import (
+    DEBIAN_FASHION_MNIST, FASHION_CLASSES, READERS, caltech256, cifar, digits, fashion_mnist, food101, image_folder,
+    imagenet, labels_from, mini_imagenet, oxford_pets, read_idx, read_images, speech_commands, square, svhn,
+    tiny_imagenet)
+
+_all_ = ["Dataset", "Files", "decode", "SOURCES", "DataNotFound", "Source", "data_root", "not_whole", "obtain",
+    "DEBIAN_FASHION_MNIST", "FASHION_CLASSES", "READERS", "caltech256", "cifar", "digits", "fashion_mnist", "food101",
+    "image_folder", "imagenet", "labels_from", "mini_imagenet", "oxford_pets", "read_idx", "read_images",
+    "speech_commands", "square", "svhn", "tiny_imagenet"]
+
+__getattr__ = moved(__name__, LOADERS="readers.READERS", check_labels="readers.labels_from")
 
 # %% auto #0
-__all__ = ['SOURCES', 'DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'LOADERS', 'DATASETS', 'VALIDATED', 'CORRUPTIONS', 'SEVERITIES',
-           'DataNotFound', 'data_root', 'Source', 'not_whole', 'obtain', 'read_images', 'check_labels', 'digits',
-           'read_idx', 'fashion_mnist', 'cifar', 'svhn', 'image_folder', 'tiny_imagenet', 'square', 'mini_imagenet',
-           'food101', 'caltech256', 'oxford_pets', 'imagenet', 'speech_commands', 'check_dataset', 'load', 'Corrupted',
-           'corrupted']
-
-# %% ../nbs/inputs/08_data.ipynb #41f3dd64
-class DataNotFound(FileNotFoundError):
-    "A data set's files are not where they were looked for, or not whole."
-
-def data_root(
-    root:str|Path|None=None, # folder of all data sets
-) -> Path:
-    "The folder in which data sets are looked for."
-    return Path(root or os.environ.get("MIX_RESEARCH_DATA") or "~/.mix_research/data").expanduser()
-
-# %% ../nbs/inputs/08_data.ipynb #c3f2056e
-@dataclass(frozen=True)
-class Source:
-    "One archive, or file, of a data set."
-    target:str # what it becomes, below the root
-    url:str # where it is published; "" where it cannot simply be fetched
-    md5:str="" # its published hash
-    how:str="" # what to do by hand, if not to unpack the archive there
-
-    @property
-    def archive(self) -> str: return self.url.rsplit("/", 1)[-1]
-    @property
-    def single(self) -> bool: return self.target.endswith("/" + self.archive) # a file that is used as it comes
-    @property
-    def place(self) -> str: return str(Path(self.target).parent) if self.single else self.target # the folder, below the root
-    @property
-    def needs(self) -> str: return self.how or (f"{self.archive} there" if self.single else f"the contents of {self.archive} there")
-
-_TORONTO, _ZENODO, _STANFORD = "https://www.cs.toronto.edu/~kriz/", "https://zenodo.org/records/", "http://ufldl.stanford.edu/housenumbers/"
-_FASHION, _PETS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
-_IDX = dict(zip(("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-                ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe", "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310")))
-SOURCES = {
-    "fashion_mnist": [Source(f"FashionMNIST/raw/{n}.gz", f"{_FASHION}{n}.gz", h, "the four .gz files there, or install Debian's dataset-fashion-mnist") for n, h in _IDX.items()],
-    "cifar10": [Source("cifar-10-batches-py", _TORONTO + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")],
-    "cifar100": [Source("cifar-100-python", _TORONTO + "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")],
-    "svhn": [Source("svhn/train_32x32.mat", _STANFORD + "train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
-             Source("svhn/test_32x32.mat", _STANFORD + "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3")],
-    "tiny_imagenet": [Source("tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")],
-    "mini_imagenet": [Source("mini_imagenet", "", how="train.csv, val.csv and test.csv there, from https://github.com/twitter-research/meta-learning-lstm (data/miniImagenet), and the images they name in images/, which come from ILSVRC2012 (https://image-net.org)")],
-    "imagenet": [Source("imagenet", "", how="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there, from https://image-net.org with an account, or train/ and val/ with a folder of images for each class")],
-    "food101": [Source("food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87")],
-    "caltech256": [Source("caltech256/256_ObjectCategories", "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar", "67b4f42ca05d46448c6bb8ecd2220f6d")],
-    "oxford_pets": [Source("oxford-iiit-pet/images", _PETS + "images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
-                    Source("oxford-iiit-pet/annotations", _PETS + "annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f")],
-    "speech_commands": [Source("speech_commands_v0.01", "http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz", "3cd23799cb2bbdec517f1cc028f8d43c")],
-    "cifar10_c": [Source("CIFAR-10-C", _ZENODO + "2535967/files/CIFAR-10-C.tar", "56bf5dcef84df0e2308c6dcbcbbd8499")],
-    "cifar100_c": [Source("CIFAR-100-C", _ZENODO + "3555552/files/CIFAR-100-C.tar", "11f0ed0f1191edbf9fa23466ae6021d3")],
-}
-
-# %% ../nbs/inputs/08_data.ipynb #23882846
-def not_whole(
-    name:str, # a data set
-    path:Path, # the file or folder that is missing or damaged
-    root:Path, # folder of all data sets
-    why:str="", # what is the matter with it
-) -> DataNotFound: # to be raised
-    "What is wrong, where, and the ways to get the files."
-    s = next((s for s in SOURCES[name] if root / s.target in (path, *path.parents)), SOURCES[name][0])
-    fetching = f", or download it with download=True (--download){' after removing what is there' * bool(why)}" * bool(s.url)
-    return DataNotFound(f"{name}: no complete data set in {root / s.place}; put {s.needs}{fetching}. {path}: {why or 'not found'}")
-
-def obtain(
-    name:str, # a data set of `SOURCES`
-    root:Path, # folder of all data sets
-    download:bool, # fetch what is missing
-) -> list: # the path of each source's target
-    "All parts of a data set: there already, unpacked from an archive that lies in the root, or downloaded."
-    for s in SOURCES[name]:
-        target = root / s.target
-        if target.exists(): continue
-        archive = target if s.single else root / s.archive
-        if not s.url or not (download or archive.is_file()): raise not_whole(name, target, root)
-        try:
-            fetch(s.url, archive, s.md5)
-            if not s.single: unpack(archive, target)
-        except (DownloadFailed, ValueError) as e: raise DataNotFound(f"{name}: {e}") from e
-    return [root / s.target for s in SOURCES[name]]
-
-# %% ../nbs/inputs/08_data.ipynb #d6833df7
-def read_images(
-    paths:list, # image files
-    size:tuple|None=None, # height and width that every image must have; None: those of the first
-    read=decode, # a path -> (3, H, W) uint8
-) -> Tensor: # (N, 3, H, W) uint8
-    "Image files of one size. Errors: `ValueError` that names a file which is not an image, or of another size."
-    first = read(paths[0])
-    want = (3, *(size or first.shape[1:]))
-    out = torch.empty(len(paths), *want, dtype=torch.uint8)
-    def fill(start):
-        for i in range(start, min(start + 256, len(paths))):
-            im = read(paths[i])
-            if im.shape != want: raise ValueError(f"{paths[i]}: expected {want[1:]} pixels{'' if size else ' like the first image'}, got {tuple(im.shape[1:])}")
-            out[i] = im
-    with ThreadPoolExecutor() as pool: list(pool.map(fill, range(0, len(paths), 256))) # the first error cancels what has not begun
-    return out
-
-def check_labels(
-    y:np.ndarray, # labels
-    n:int, # how many there should be
-    n_classes:int, # they must lie in [0, n_classes)
-    path:Path, # where they come from
-) -> Tensor: # (n,) int64
-    "Labels, or an error that names the file."
-    y = np.asarray(y)
-    if y.dtype.kind not in "iu" or y.shape != (n,): raise ValueError(f"{path}: expected {n} integer labels, got {y.dtype} of shape {y.shape}")
-    if n and not 0 <= y.min() <= y.max() < n_classes: raise ValueError(f"{path}: labels must be 0..{n_classes - 1}, got {y.min()}..{y.max()}")
-    return torch.from_numpy(y.astype(np.int64))
-
-# %% ../nbs/inputs/08_data.ipynb #dc0b475b
-def digits(root:Path, download:bool) -> Dataset:
-    "scikit-learn's handwritten digits at 16 x 16, 20 training images per class."
-    from sklearn.datasets import load_digits
-    x, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
-    x = torch.nn.functional.interpolate(x.view(-1, 1, 8, 8) / 16 * 255, size=(16, 16), mode="bilinear").round().clamp(0, 255).byte()
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    train = torch.cat([order[y[order] == c][:20] for c in range(10)])
-    test = torch.ones(len(y), dtype=torch.bool).index_fill_(0, train, False)
-    return Dataset("digits", x[train], y[train], x[test], y[test], [str(c) for c in range(10)])
-
-# %% ../nbs/inputs/08_data.ipynb #ab3d1d0c
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-
-def read_idx(
-    path:Path, # an IDX file of bytes, packed by gzip or not
-) -> np.ndarray: # uint8
-    "The array in a file. Errors: `ValueError` that names a damaged file."
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: blob = f.read()
-    except (OSError, EOFError, zlib.error) as e: raise ValueError(f"{path}: not a readable file ({e})") from e
-    shape = tuple(np.frombuffer(blob, ">u4", blob[3], 4).tolist()) if blob[:3] == b"\0\0\x08" and len(blob) >= 4 + 4 * blob[3] else None
-    if shape is None or len(blob) != 4 + 4 * len(shape) + np.prod(shape): raise ValueError(f"{path}: not a whole IDX file of bytes ({len(blob)} bytes)")
-    return np.frombuffer(bytearray(blob), np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-def fashion_mnist(root:Path, download:bool) -> Dataset:
-    "Zalando's 28 x 28 articles of clothing."
-    folder = root / "FashionMNIST/raw"
-    places = [(folder, ""), (folder, ".gz"), (DEBIAN_FASHION_MNIST, ".gz")]
-    files = {n: next((p for d, end in places if (p := d / f"{n}{end}").exists()), None) for n in _IDX}
-    if gone := [n for n in files if not files[n]]:
-        if not download: raise not_whole("fashion_mnist", folder / f"{gone[0]}.gz", root)
-        files = dict(zip(_IDX, obtain("fashion_mnist", root, download)))
-    parts = []
-    for part in ("train", "t10k"):
-        images, labels = files[f"{part}-images-idx3-ubyte"], files[f"{part}-labels-idx1-ubyte"]
-        x = read_idx(images)
-        if x.shape[1:] != (28, 28): raise ValueError(f"{images}: expected images of 28 x 28, got shape {x.shape}")
-        parts += [torch.from_numpy(x)[:, None], check_labels(read_idx(labels), len(x), 10, labels)]
-    return Dataset("fashion_mnist", *parts, FASHION_CLASSES)
-
-# %% ../nbs/inputs/08_data.ipynb #ee7c5451
-class _Arrays(pickle.Unpickler):
-    "Arrays and plain values, nothing else."
-    ALLOWED = {("_codecs", "encode"), *((f"numpy.{c}", n) for c in ("core.multiarray", "_core.multiarray") for n in ("_reconstruct", "scalar")), ("numpy", "ndarray"), ("numpy", "dtype")}
-    ALLOWED |= {(f"numpy.{c}.numeric", "_frombuffer") for c in ("core", "_core")}
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED: raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        if name == "dtype": return lambda kind, *_: np.dtype(kind) # old files pass numbers where NumPy wants truth values today
-        return super().find_class(module.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else module, name)
-
-def cifar(
-    name:str, # "cifar10" or "cifar100"
-    root:Path, # folder of all data sets
-    download:bool, # fetch what is missing
-) -> Dataset:
-    "Krizhevsky's 32 x 32 images."
-    (folder,) = obtain(name, root, download)
-    def read(file):
-        try:
-            with open(folder / file, "rb") as f: return _Arrays(f, encoding="latin1").load()
-        except FileNotFoundError as e: raise not_whole(name, folder / file, root) from e
-        except Exception as e: raise not_whole(name, folder / file, root, f"not a readable CIFAR file ({e})") from e # a damaged pickle can raise anything
-    def part(files):
-        x, y = [], []
-        for file in files:
-            try: a, b = (d := read(file))["data"], np.array(d[key])
-            except (KeyError, TypeError) as e: raise ValueError(f"{folder / file}: not a CIFAR file: no {e}") from e
-            if not isinstance(a, np.ndarray) or a.dtype != np.uint8 or a.shape[1:] != (3072,): raise ValueError(f"{folder / file}: expected (N, 3072) uint8, got {getattr(a, 'shape', type(a))} {getattr(a, 'dtype', '')}")
-            x.append(a); y.append(check_labels(b, len(a), len(classes), folder / file))
-        out, end = torch.empty(sum(map(len, x)), 3, 32, 32, dtype=torch.uint8), 0
-        while x: a = x.pop(0); out[end:(end := end + len(a))] = torch.from_numpy(a).view(-1, 3, 32, 32) # each part is freed when it is copied
-        return out, torch.cat(y)
-    fine = name == "cifar100"
-    key, meta = "fine_labels" if fine else "labels", "meta" if fine else "batches.meta"
-    try: classes = list(read(meta)["fine_label_names" if fine else "label_names"])
-    except (KeyError, TypeError) as e: raise ValueError(f"{folder / meta}: not a CIFAR file: no {e}") from e
-    return Dataset(name, *part(["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]), *part(["test"] if fine else ["test_batch"]), classes)
-
-# %% ../nbs/inputs/08_data.ipynb #dbb61fb1
-def svhn(root:Path, download:bool) -> Dataset:
-    "Street view house numbers, 32 x 32, training and test set."
-    from scipy.io import loadmat
-    parts = []
-    for path in obtain("svhn", root, download):
-        try: mat = loadmat(path, variable_names=["X", "y"])
-        except Exception as e: raise not_whole("svhn", path, root, f"not a readable MATLAB file ({e})") from e # a damaged one can raise anything
-        x, y = mat.get("X"), mat.get("y")
-        if x is None or y is None: raise ValueError(f"{path}: expected the variables X and y")
-        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3): raise ValueError(f"{path}: expected X (32, 32, 3, N) uint8, got {x.shape} {x.dtype}")
-        if y.dtype.kind not in "iu" or y.size != x.shape[3]: raise ValueError(f"{path}: expected {x.shape[3]} integer labels y, got {y.shape} {y.dtype}")
-        if not 1 <= y.min() <= y.max() <= 10: raise ValueError(f"{path}: labels must be 1..10, got {y.min()}..{y.max()}")
-        parts += [torch.from_numpy(x).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(y.ravel().astype(np.int64)) % 10]
-        del mat, x # half of the memory, before the next file is read
-    return Dataset("svhn", *parts, [str(i) for i in range(10)])
-
-# %% ../nbs/inputs/08_data.ipynb #48dfe795
-def image_folder(
-    name:str, # the data set's folder below `root`
-    root:Path, # folder of all data sets
-) -> Dataset:
-    "Class folders of images of one size."
-    from torchvision.datasets import ImageFolder
-    train, test = root / name / "train", next((root / name / d for d in ("test", "val") if (root / name / d).is_dir()), root / name / "test")
-    for d in (train, test):
-        if not d.is_dir(): raise DataNotFound(f"{name}: no folder {d}; expected {root / name}/train/CLASS/*.png and {root / name}/test/CLASS/*.png (or .jpg)")
-    train, test = ImageFolder(train), ImageFolder(test)
-    if train.classes != test.classes: raise ValueError(f"{name}: training and test classes differ: {sorted(set(train.classes) ^ set(test.classes))}")
-    x = read_images([p for p, _ in train.samples])
-    return Dataset(name, x, torch.tensor(train.targets), read_images([p for p, _ in test.samples], tuple(x.shape[2:])), torch.tensor(test.targets), train.classes)
-
-# %% ../nbs/inputs/08_data.ipynb #280e6542
-def _lines(path, name, root, separator=None) -> list: # of fields, one for each line that is not empty
-    try: return [line.split(separator) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError as e: raise not_whole(name, path, root) from e
-    except (OSError, UnicodeDecodeError) as e: raise not_whole(name, path, root, f"cannot be read ({e})") from e
-
-def _listed(paths, listing):
-    "The paths as text, if every one of them is there."
-    folders = {f: set(os.listdir(f)) if f.is_dir() else () for f in {p.parent for p in paths}}
-    gone = next((p for p in paths if p.name not in folders[p.parent]), None)
-    if gone: raise DataNotFound(f"{listing}: {gone} is not there")
-    return [str(p) for p in paths]
-
-def tiny_imagenet(root:Path, download:bool) -> Dataset:
-    "200 classes at 64 x 64, the validation images as test set."
-    (folder,) = obtain("tiny_imagenet", root, download)
-    classes = sorted(line[0] for line in _lines(folder / "wnids.txt", "tiny_imagenet", root))
-    paths, y = [], []
-    for i, c in enumerate(classes):
-        found = sorted((folder / "train" / c / "images").glob("*.JPEG"))
-        if not found: raise not_whole("tiny_imagenet", folder / "train" / c / "images", root, "no images (*.JPEG)")
-        paths += found; y += [i] * len(found)
-    annotations, index = folder / "val/val_annotations.txt", {c: i for i, c in enumerate(classes)}
-    rows = _lines(annotations, "tiny_imagenet", root, "\t")
-    for r in rows:
-        if len(r) < 2 or r[1] not in index: raise ValueError(f"{annotations}: expected a file and a class of wnids.txt, got {' '.join(r)!r}")
-    test = _listed([folder / "val/images" / r[0] for r in rows], annotations)
-    return Dataset("tiny_imagenet", read_images(paths, (64, 64)), torch.tensor(y), read_images(test, (64, 64)), torch.tensor([index[r[1]] for r in rows]), classes)
-
-# %% ../nbs/inputs/08_data.ipynb #36b27afa
-def square(
-    path:str|Path, # an image file
-    side:int, # pixels
-) -> Tensor: # (3, side, side) uint8
-    "The shorter side resized to `side`, smoothly, and the middle cut out."
-    from torchvision.transforms.v2 import functional as V
-    return V.center_crop(V.resize(decode(path), [side], antialias=True), [side, side])
-
-def mini_imagenet(root:Path, download:bool) -> Dataset:
-    "100 classes at 84 x 84, of each the first five sixths for training."
-    (folder,), of = obtain("mini_imagenet", root, download), {}
-    for file in ("train.csv", "val.csv", "test.csv"):
-        head, *rows = _lines(folder / file, "mini_imagenet", root, ",") or [[]]
-        if head != ["filename", "label"] or any(len(r) != 2 for r in rows): raise ValueError(f"{folder / file}: expected lines of filename,label below a line that says so")
-        _listed([folder / "images" / f for f, _ in rows], folder / file)
-        for f, c in rows: of.setdefault(c, []).append(folder / "images" / f)
-    classes = sorted(of)
-    if few := [c for c in classes if len(of[c]) < 2]: raise ValueError(f"{folder}: class {few[0]} has fewer than two images")
-    n = {c: max(1, len(of[c]) * 5 // 6) for c in classes}
-    def part(cut):
-        paths = [(p, i) for i, c in enumerate(classes) for p in of[c][cut(n[c])]]
-        return read_images([p for p, _ in paths], read=lambda p: square(p, 84)), torch.tensor([i for _, i in paths])
-    return Dataset("mini_imagenet", *part(lambda k: slice(k)), *part(lambda k: slice(k, None)), classes)
-
-# %% ../nbs/inputs/08_data.ipynb #cd9540c5
-def food101(root:Path, download:bool) -> Files:
-    "101 dishes, the official split."
-    (folder,) = obtain("food101", root, download)
-    def part(file):
-        try: table = json.loads((folder / "meta" / file).read_text())
-        except FileNotFoundError as e: raise not_whole("food101", folder / "meta" / file, root) from e
-        except (OSError, ValueError) as e: raise not_whole("food101", folder / "meta" / file, root, f"not readable JSON ({e})") from e
-        if not isinstance(table, dict): raise ValueError(f"{folder / 'meta' / file}: expected a list of images for each class")
-        if classes and sorted(table) != classes: raise ValueError(f"{folder / 'meta' / file}: other classes than train.json: {sorted(set(table) ^ set(classes))}")
-        rows = [(folder / "images" / f"{p}.jpg", c) for c in sorted(table) for p in table[c]]
-        return _listed([p for p, _ in rows], folder / "meta" / file), [c for _, c in rows]
-    classes = []
-    (x, y), classes = (train := part("train.json")), sorted(set(train[1]))
-    test_x, test_y = part("test.json")
-    index = {c: i for i, c in enumerate(classes)}
-    return Files("food101", x, torch.tensor([index[c] for c in y]), test_x, torch.tensor([index[c] for c in test_y]), classes)
-
-# %% ../nbs/inputs/08_data.ipynb #645f1c43
-def caltech256(root:Path, download:bool, n:int=60) -> Files:
-    "257 classes, `n` training images of each, drawn once; the rest tests."
-    (folder,), g = obtain("caltech256", root, download), torch.Generator().manual_seed(0)
-    folders, train, test = sorted(d for d in folder.iterdir() if d.is_dir()), [], []
-    if not folders: raise not_whole("caltech256", folder, root, "no class folders")
-    for i, d in enumerate(folders):
-        paths = sorted(map(str, d.glob("*.jpg")))
-        if len(paths) <= n: raise not_whole("caltech256", d, root, f"expected more than {n} images (*.jpg), got {len(paths)}")
-        order = torch.randperm(len(paths), generator=g)
-        train += [(paths[j], i) for j in order[:n].sort().values.tolist()]; test += [(paths[j], i) for j in order[n:].sort().values.tolist()]
-    (x, y), (test_x, test_y) = zip(*train), zip(*test)
-    return Files("caltech256", list(x), torch.tensor(y), list(test_x), torch.tensor(test_y), [d.name.split(".", 1)[-1] for d in folders])
-
-# %% ../nbs/inputs/08_data.ipynb #2145b2a0
-def oxford_pets(root:Path, download:bool) -> Files:
-    "37 breeds of cats and dogs, the official split."
-    images, lists = obtain("oxford_pets", root, download)
-    parts, names = [], {}
-    for path in (lists / "trainval.txt", lists / "test.txt"):
-        rows = _lines(path, "oxford_pets", root)
-        for r in rows:
-            if len(r) != 4 or not all(v.isdigit() for v in r[1:]) or int(r[1]) < 1: raise ValueError(f"{path}: expected an image and three numbers > 0, got {' '.join(r)!r}")
-            breed = r[0].rsplit("_", 1)[0]
-            if names.setdefault(int(r[1]), breed) != breed: raise ValueError(f"{path}: class {r[1]} is {names[int(r[1])]} and {breed}")
-        parts += [_listed([images / f"{r[0]}.jpg" for r in rows], path), torch.tensor([int(r[1]) - 1 for r in rows])]
-    if sorted(names) != list(range(1, len(names) + 1)): raise ValueError(f"{lists / 'trainval.txt'}: classes must be numbered 1, 2, ..., got {sorted(names)}")
-    return Files("oxford_pets", *parts, [names[i + 1].replace("_", " ") for i in range(len(names))])
-
-# %% ../nbs/inputs/08_data.ipynb #c2a5fcc5
-def imagenet(root:Path, download:bool) -> Files:
-    "ILSVRC2012, 1000 classes, the validation images as test set."
-    from torchvision.datasets import ImageFolder, imagenet as tv
-    (folder,) = obtain("imagenet", root, download)
-    for part, unpack_part in (("train", tv.parse_train_archive), ("val", tv.parse_val_archive)):
-        if (folder / part).is_dir(): continue
-        if absent := [tv.ARCHIVE_META[k][0] for k in (part, "devkit") if not (folder / tv.ARCHIVE_META[k][0]).exists()]:
-            raise not_whole("imagenet", folder / part, root, f"not found, and no {absent[0]} to unpack")
-        try:
-            tv.parse_devkit_archive(folder)
-            shutil.rmtree(folder / f"{part}.part", ignore_errors=True)
-            unpack_part(folder, folder=f"{part}.part")
-        except (RuntimeError, OSError, EOFError) as e: raise not_whole("imagenet", folder / part, root, str(e).splitlines()[0]) from e
-        (folder / f"{part}.part").rename(folder / part)
-    def read(part):
-        try: return ImageFolder(folder / part)
-        except FileNotFoundError as e: raise not_whole("imagenet", folder / part, root, f"expected a folder of images for each class ({e})") from e
-    train, val = read("train"), read("val")
-    if train.classes != val.classes: raise ValueError(f"{folder}: train/ and val/ have different classes: {sorted(set(train.classes) ^ set(val.classes))[:5]}")
-    return Files("imagenet", [p for p, _ in train.samples], torch.tensor(train.targets), [p for p, _ in val.samples], torch.tensor(val.targets), train.classes)
-
-# %% ../nbs/inputs/08_data.ipynb #08788eac
-def speech_commands(root:Path, download:bool) -> Dataset:
-    "Ten keywords, unknown and silence, as log-mel spectrograms of 32 x 32."
-    (folder,) = obtain("speech_commands", root, download)
-    s = spectrograms(folder)
-    return Dataset("speech_commands", s["train_x"], s["train_y"], s["test_x"], s["test_y"], list(WORDS), s["valid_x"], s["valid_y"])
+__all__ = ['DATASETS', 'VALIDATED', 'CORRUPTIONS', 'SEVERITIES', 'check_dataset', 'load', 'Corrupted', 'corrupted', 'Dataset',
+           'Files', 'decode', 'SOURCES', 'DataNotFound', 'Source', 'data_root', 'not_whole', 'obtain',
+           'DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'READERS', 'caltech256', 'cifar', 'digits', 'fashion_mnist',
+           'food101', 'image_folder', 'imagenet', 'labels_from', 'mini_imagenet', 'oxford_pets', 'read_idx',
+           'read_images', 'speech_commands', 'square', 'svhn', 'tiny_imagenet']
 
 # %% ../nbs/inputs/08_data.ipynb #3c5f34d0
-LOADERS = dict(digits=digits, fashion_mnist=fashion_mnist, cifar10=lambda *a: cifar("cifar10", *a), cifar100=lambda *a: cifar("cifar100", *a), cifar10_jpeg=lambda root, _: image_folder("cifar10_jpeg", root),
-               svhn=svhn, tiny_imagenet=tiny_imagenet, mini_imagenet=mini_imagenet, imagenet=imagenet, food101=food101, caltech256=caltech256, oxford_pets=oxford_pets, speech_commands=speech_commands)
-DATASETS = tuple(LOADERS)
+DATASETS = tuple(READERS)
 VALIDATED = ("speech_commands",) # with validation images of their own
 
 def check_dataset(
@@ -387,58 +43,80 @@ def check_dataset(
     "Raise one clear line unless the name is known."
     if not name.startswith("folder:"): check_choice("dataset", name, (*DATASETS, "folder:NAME"))
 
+# %% ../nbs/inputs/08_data.ipynb #bac17198
 @lru_cache(maxsize=4)
 def _load(name, root, download):
     if name.startswith("folder:"): return image_folder(name.removeprefix("folder:"), root)
-    return LOADERS[name](root, download)
+    return READERS[name](root, download)
 
 def load(
     name:str, # one of `DATASETS`, or "folder:NAME" for class folders below the root
     root:str|Path|None=None, # folder of all data sets; see `data_root`
     download:bool=False, # fetch missing files where the source allows it
 ) -> Dataset: # `Files` where the images are streamed
-    "A data set by name, kept in memory for the next call. `cifar10_jpeg` is CIFAR-10 as 32 x 32 JPEG files in class folders."
+    "A data set by name, kept in memory for the next call."
     check_dataset(name)
     return _load(name, data_root(root), download)
 
-# %% ../nbs/inputs/08_data.ipynb #65383031
-CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness", "contrast",
-               "elastic_transform", "pixelate", "jpeg_compression", "speckle_noise", "gaussian_blur", "spatter", "saturate") # the first 15 are the benchmark
+# %% ../nbs/inputs/08_data.ipynb #bca81e93
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression", # the benchmark's
+    "speckle_noise", "gaussian_blur", "spatter", "saturate") # set aside
 SEVERITIES = 5
 
+# %% ../nbs/inputs/08_data.ipynb #65383031
 class Corrupted:
-    "A corrupted test set: iterate over `(corruption, severity, x)`, x (N, 3, 32, 32) uint8; `y` are the labels of every x."
+    "A corrupted test set: yields `(corruption, severity, x)`, x (N, 3, 32, 32) uint8; `y` are the labels of every x."
     def __init__(self,
         name:str, # "cifar10" or "cifar100"
         folder:Path, # of the .npy files
     ):
-        self.name, self.folder, n_classes = name, folder, {"cifar10": 10, "cifar100": 100}[name]
-        y = self._open("labels")
-        y = check_labels(y, y.size, n_classes, folder / "labels.npy").view(SEVERITIES, -1) if y.size and y.size % SEVERITIES == 0 else None
-        if y is None or not (y == y[0]).all(): raise ValueError(f"{folder / 'labels.npy'}: expected the same labels {SEVERITIES} times over")
-        self.y, self.n = y[0], len(y[0])
-        for c in CORRUPTIONS:
-            a, want = self._open(c), (SEVERITIES * self.n, 32, 32, 3)
-            if a.shape != want or a.dtype != np.uint8: raise ValueError(f"{folder / c}.npy: expected {want} uint8, got {a.shape} {a.dtype}")
+        self.name, self.folder = name, folder
+        self.y = self._labels()
+        self.n = len(self.y)
+        for c in CORRUPTIONS: self._check(c)
 
-    def _open(self, file):
-        path = self.folder / f"{file}.npy"
-        try: return np.load(path, mmap_mode="r")
-        except FileNotFoundError as e: raise not_whole(f"{self.name}_c", path, self.folder.parent) from e
-        except (OSError, ValueError, EOFError) as e: raise not_whole(f"{self.name}_c", path, self.folder.parent, f"not a whole .npy file ({e})") from e
+    def __len__(self): return len(CORRUPTIONS) * SEVERITIES
+    def __iter__(self): return ((c, s, self.images(c, s)) for c in CORRUPTIONS for s in range(1, SEVERITIES + 1))
 
     def images(self,
         corruption:str, # one of `CORRUPTIONS`
         severity:int, # 1 to 5
     ) -> Tensor: # (N, 3, 32, 32) uint8
         "The test images under one corruption."
-        check_choice("corruption", corruption, CORRUPTIONS); check_choice("severity", severity, range(1, SEVERITIES + 1))
+        check_choice("corruption", corruption, CORRUPTIONS)
+        check_choice("severity", severity, range(1, SEVERITIES + 1))
         part = self._open(corruption)[(severity - 1) * self.n:severity * self.n]
         return torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
 
-    def __len__(self): return len(CORRUPTIONS) * SEVERITIES
-    def __iter__(self): return ((c, s, self.images(c, s)) for c in CORRUPTIONS for s in range(1, SEVERITIES + 1))
+# %% ../nbs/inputs/08_data.ipynb #8344ec2b
+@patch
+def _open(self:Corrupted, file):
+    path = self.folder / f"{file}.npy"
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError as e:
+        raise not_whole(f"{self.name}_c", path, self.folder.parent) from e
+    except (OSError, ValueError, EOFError) as e:
+        raise not_whole(f"{self.name}_c", path, self.folder.parent, f"not a whole .npy file ({e})") from e
 
+@patch
+def _labels(self:Corrupted):
+    path, y = self.folder / "labels.npy", self._open("labels")
+    n_classes = {"cifar10": 10, "cifar100": 100}[self.name]
+    if y.size and y.size % SEVERITIES == 0:
+        y = labels_from(y, y.size, n_classes, path).view(SEVERITIES, -1)
+        if (y == y[0]).all(): return y[0]
+    raise ValueError(f"{path}: expected the same labels {SEVERITIES} times over")
+
+@patch
+def _check(self:Corrupted, corruption):
+    a, want = self._open(corruption), (SEVERITIES * self.n, 32, 32, 3)
+    if a.shape != want or a.dtype != np.uint8:
+        raise ValueError(f"{self.folder / corruption}.npy: expected {want} uint8, got {a.shape} {a.dtype}")
+
+# %% ../nbs/inputs/08_data.ipynb #f55a760c
 def corrupted(
     name:str, # "cifar10" or "cifar100"
     root:str|Path|None=None, # folder of all data sets; see `data_root`

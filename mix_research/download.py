@@ -21,76 +21,104 @@ def md5sum(
     "The MD5 hash that the sources publish: it finds accidents, not attacks."
     h = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as f:
-        while chunk := f.read(1 << 20): h.update(chunk)
+        for chunk in iter(lambda: f.read(1 << 20), b""): h.update(chunk)
     return h.hexdigest()
 
+# %% ../nbs/inputs/04_download.ipynb #d86233bc
 def _open(url, have): # the server's answer, and how many bytes of the file come before it
-    headers = {"User-Agent": "mix-research", **({"Range": f"bytes={have}-"} if have else {})}
-    try: response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+    headers = {"User-Agent": "mix-research"}
+    if have: headers["Range"] = f"bytes={have}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as e:
-        if e.code == 416 and have: return _open(url, 0) # there is nothing after `have`: what lies there is not a beginning of this file, or all of it
+        if e.code == 416 and have: return _open(url, 0)
         raise DownloadFailed(f"{url}: the server answered {e.code} {e.reason}") from e
-    except (OSError, http.client.HTTPException) as e: raise DownloadFailed(f"{url}: no connection ({getattr(e, 'reason', e)})") from e
-    return response, have if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+    except (OSError, http.client.HTTPException) as e:
+        raise DownloadFailed(f"{url}: no connection ({getattr(e, 'reason', e)})") from e
+    continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    return response, have if continued else 0
+
+# %% ../nbs/inputs/04_download.ipynb #bd98fba0
+def _pieces(url, response, have, total, again):
+    "What arrives, piece by piece; `have` bytes are here already, of `total` or of nobody knows how many."
+    got = have
+    while True:
+        try:
+            piece = response.read(1 << 18)
+        except (OSError, http.client.HTTPException) as e:
+            raise DownloadFailed(f"{url}: connection lost after {got:,} bytes ({e}); {again}") from e
+        if not piece: break
+        got += len(piece)
+        yield piece
+    if total is not None and got < total:
+        raise DownloadFailed(f"{url}: connection lost after {got:,} of {total:,} bytes; {again}")
 
 # %% ../nbs/inputs/04_download.ipynb #fc0265d9
 def _receive(url, part, resume):
     response, have = _open(url, part.stat().st_size if resume and part.exists() else 0)
-    total = have + int(n) if (n := response.headers.get("Content-Length")) else None
-    bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True)
-    got, again = have, "the next try goes on from there" if resume else "the next try starts afresh"
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    again = "the next try goes on from there" if resume else "the next try starts afresh"
+    look = dict(unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True)
+    bar = tqdm(desc=part.stem, total=total, initial=have, **look)
     with response, bar, open(part, "ab" if have else "wb") as f:
-        while True:
-            try: chunk = response.read(1 << 18)
-            except (OSError, http.client.HTTPException) as e: raise DownloadFailed(f"{url}: connection lost after {got:,} bytes ({e}); {again}") from e
-            if not chunk: break
-            f.write(chunk); f.flush(); bar.update(len(chunk)); got += len(chunk)
-    if total is not None and got < total: raise DownloadFailed(f"{url}: connection lost after {got:,} of {total:,} bytes; {again}")
+        for piece in _pieces(url, response, have, total, again):
+            f.write(piece)
+            f.flush()
+            bar.update(len(piece))
 
+# %% ../nbs/inputs/04_download.ipynb #9b3c4d98
 def fetch(
     url:str, # where the file comes from
     path:str|Path, # where it goes
     md5:str|None=None, # its hash; None: not checked, and a broken download is not continued
 ) -> Path: # `path`
-    "A file from the net, whole and right, or `DownloadFailed`. What is already there is checked, not fetched."
+    "A file from the net, whole and right, or `DownloadFailed`."
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     if path.exists():
-        if md5 and (found := md5sum(path)) != md5: raise DownloadFailed(f"{path}: expected MD5 {md5}, found {found}; remove the file to download it again")
-        return path
+        found = md5sum(path) if md5 else md5
+        if found == md5: return path
+        raise DownloadFailed(f"{path}: expected MD5 {md5}, found {found}; remove the file to download it again")
+    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _receive(url, part, resume=md5 is not None)
-        found = md5sum(part) if md5 else None
+        found = md5sum(part) if md5 else md5
         if found == md5: return part.replace(path)
         part.unlink()
     except DownloadFailed: raise
     except OSError as e:
         if e.errno == errno.ENOSPC: raise DownloadFailed(f"{part}: the disk is full") from e
         raise DownloadFailed(f"{part}: cannot be written ({e.strerror or e})") from e
-    raise DownloadFailed(f"{url}: expected MD5 {md5}, found {found}; the wrong file is removed, the next try starts afresh")
+    wrong = f"expected MD5 {md5}, found {found}"
+    raise DownloadFailed(f"{url}: {wrong}; the wrong file is removed, the next try starts afresh")
 
 # %% ../nbs/inputs/04_download.ipynb #1399d941
+def _extract(archive, folder):
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as z: z.extractall(folder)
+    else:
+        with tarfile.open(archive) as t: t.extractall(folder, filter="data")
+
 def unpack(
     archive:str|Path, # a tar file, compressed or not, or a zip file
     folder:str|Path, # becomes its contents; must not exist
 ) -> Path: # `folder`
-    "Unpacks an archive, wholly or not at all. Errors: `ValueError` that names a damaged archive; what would leave the folder is refused."
+    "Unpacks an archive, wholly or not at all. Errors: `ValueError` that names a damaged or dangerous archive."
     archive, folder = Path(archive), Path(folder)
     if folder.exists(): raise FileExistsError(f"{folder}: already there")
     part = folder.with_name(folder.name + ".part")
     if part.exists(): shutil.rmtree(part) # of an unpacking that was killed
     part.mkdir(parents=True)
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z: z.extractall(part)
-        else:
-            with tarfile.open(archive) as t: t.extractall(part, filter="data")
-        inside = list(part.iterdir())
-        (part / folder.name if [p.name for p in inside] == [folder.name] and inside[0].is_dir() else part).rename(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as e: raise ValueError(f"{archive}: not a whole archive ({e}); remove it to download it again") from e
+        _extract(archive, part)
+        inside = part / folder.name
+        alone = inside.is_dir() and len(list(part.iterdir())) == 1
+        return (inside if alone else part).rename(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as e:
+        raise ValueError(f"{archive}: not a whole archive ({e}); remove it to download it again") from e
     except OSError as e:
         if e.errno == errno.ENOSPC: raise DownloadFailed(f"{folder}: the disk is full") from e
         raise
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return folder
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from . import corruptions, data, intraclass
 from .augment import Pipeline, cutout_mask
-from .batches import Batches, Dataset
+from .loaders import Batches
+from .dataset import Dataset
 from .checks import check_choice
 from .record import Record, evaluation_name, now
 from .run import Run

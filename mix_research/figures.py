@@ -16,10 +16,11 @@ from .protocol import SCENARIO
 # %% auto #0
 __all__ = ['PHOTOS', 'COLUMN', 'PAGE', 'LOOKS', 'photos', 'grid', 'style', 'family', 'look', 'scenario_name', 'panels', 'legend',
            'bars', 'history', 'curves', 'argument', 'sweep', 'gains', 'printed_gains', 'claim_name', 'gain_ranges',
-           'gain_table', 'clusters', 'forest']
+           'gain_table', 'clusters', 'forest', 'embeddings']
 
-# %% ../nbs/tables/06_figures.ipynb #44b04f4a
-PHOTOS = ("chelsea", "astronaut", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "immunohistochemistry", "moon")
+# %% ../nbs/tables/06_figures.ipynb #55929844
+PHOTOS = ("chelsea", "astronaut", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "immunohistochemistry",
+          "moon")
 
 def _photo(name, size):
     from skimage import data
@@ -85,18 +86,19 @@ def style():
     _inline("png")
     plt.style.use("mix_research.paper")
 
-# %% ../nbs/tables/06_figures.ipynb #6f12c824
+# %% ../nbs/tables/06_figures.ipynb #1f168a71
 _BRIGHT, _DARK = sns.color_palette("colorblind").as_hex(), sns.color_palette("dark").as_hex()
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "h", "p")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 3)),
+          (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _HATCHES = ("", "///", "\\\\\\", "...", "xxx", "+++", "|||", "---", "ooo", "OO")
 LOOKS = { # method -> its colour, and its number among markers, line styles and hatches
     "baseline": ("#6b6b6b", 0), "mixup": (_BRIGHT[0], 1), "cutmix": (_BRIGHT[1], 2), "fmix": (_DARK[2], 3),
     "manifold_mixup": (_BRIGHT[5], 2), "synermix_intra": (_DARK[2], 3), "synermix_mixup": (_DARK[0], 5),
-    "synermix_manifold": (_BRIGHT[9], 6), "lmix": (_BRIGHT[2], 4), "lmix_mixup": (_DARK[2], 7), "randomix": (_DARK[5], 7),
-    "miamix": (_DARK[6], 8), "resizemix": (_BRIGHT[2], 5), "saliencymix": (_DARK[0], 6), "gridmix": (_BRIGHT[2], 5),
-    "gmix": (_BRIGHT[9], 4), "agmix": (_DARK[5], 7), "cutout": (_BRIGHT[3], 8), "patchup": (_BRIGHT[4], 9),
-    "smoothmix": (_BRIGHT[8], 8), "intraclass": (_BRIGHT[6], 9),
+    "synermix_manifold": (_BRIGHT[9], 6), "lmix": (_BRIGHT[2], 4), "lmix_mixup": (_DARK[2], 7),
+    "randomix": (_DARK[5], 7), "miamix": (_DARK[6], 8), "resizemix": (_BRIGHT[2], 5), "saliencymix": (_DARK[0], 6),
+    "gridmix": (_BRIGHT[2], 5), "gmix": (_BRIGHT[9], 4), "agmix": (_DARK[5], 7), "cutout": (_BRIGHT[3], 8),
+    "patchup": (_BRIGHT[4], 9), "smoothmix": (_BRIGHT[8], 8), "intraclass": (_BRIGHT[6], 9),
 }
 
 # %% ../nbs/tables/06_figures.ipynb #c1125fd8
@@ -277,7 +279,7 @@ def _swept(ax, lines, method, label): # by `x`; a horizontal line where there is
     low, high = flat.mean() - flat.std(), flat.mean() + flat.std()
     if len(flat) > 1: ax.axhspan(low, high, color=shown["color"], alpha=.12, linewidth=0)
 
-# %% ../nbs/tables/06_figures.ipynb #2878e5a4
+# %% ../nbs/tables/06_figures.ipynb #72805cc8
 def gains(
     study, # a `Study`
     method:str, # one of its methods
@@ -300,8 +302,9 @@ def _claims(line): # does a line of a `reference.csv` say in how many scenarios 
 
 def printed_gains(
     lines:pd.DataFrame, # of a `reference.csv`, as `study.reference` gives them
-) -> dict: # (method, tuple of those it is compared with) -> gain_min, gain_max, gain_mean, and where it is printed scenario_count of scenarios_total
-    "The ranges of gains among the numbers that a paper prints; they are over the scenarios in which there is a gain."
+) -> dict: # (method, tuple of those it is compared with) -> its numbers, see below
+    """The ranges of gains that a paper prints, over the scenarios in which there is a gain: gain_min, gain_max, gain_mean;
+    and how many those are, where it says so: scenario_count of scenarios_total."""
     found = {}
     for v in filter(_claims, lines.itertuples()):
         against = v.setting["vs"].removeprefix("max(").removesuffix(")").split(",")
@@ -310,7 +313,7 @@ def printed_gains(
         if v.metric == "scenario_count": claim["scenarios_total"] = int(v.setting["scenarios_total"])
     return found
 
-# %% ../nbs/tables/06_figures.ipynb #686ecd9d
+# %% ../nbs/tables/06_figures.ipynb #1bedfd69
 def claim_name(
     study, # a `Study`
     method:str, # that gains
@@ -325,7 +328,7 @@ def gain_ranges(
     studies, # a list of `Study`
     claims:dict, # from `printed_gains`
 ):
-    "The paper's ranges of gains as grey bars with a line at their mean, and ours, a point for each scenario with its standard error."
+    "The paper's ranges of gains as grey bars with a line at their mean; ours, a point for each scenario."
     fig, ax = plt.subplots(figsize=(PAGE, .32 * len(claims) + .8), layout="constrained")
     for y, ((method, against), claim) in enumerate(claims.items()):
         low, width = claim["gain_min"], claim["gain_max"] - claim["gain_min"]
@@ -412,3 +415,37 @@ def forest(
         ax.set_xlabel(xlabel)
         ax.grid(False, axis="y")
     return fig
+
+# %% ../nbs/tables/06_figures.ipynb #9538dfff
+def _embedding(ax, name, record, highlight): # a panel; returns how many images it shows
+    t = record.evaluations["tsne"]["values"]
+    x, y, classes = ([float(v) for v in t[k].split()] for k in ("x", "y", "label"))
+    numbers = record.evaluations.get("features", {}).get("values")
+    ax.axis("on")
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color(".8")
+    clusters(ax, torch.tensor([x, y], dtype=torch.float64).T, torch.tensor(classes).long(), highlight, size=7)
+    if numbers: name += f"\ncohesion {numbers['cohesion']:.2f}, separability {numbers['separability']:.2f}"
+    ax.set_title(name)
+    return len(x)
+
+def embeddings(
+    study, # a `Study`
+    highlight:dict={}, # data set -> classes to colour; of others the first ten
+    height:float=2.6, # inches
+) -> str: # a sentence about the picture
+    "Draws the networks of one seed, the first of those for which most methods have a picture."
+    records = study.records()
+    found = [p for p in study.plan.itertuples() if p.run in records and "tsne" in records[p.run].evaluations]
+    if not found: return f"No picture yet at preset {study.preset}."
+    seed = max(study.seeds, key=[p.seed for p in found].count)
+    shown = {p.method: p for p in found if p.seed == seed}
+    columns = min(3, len(study.methods))
+    fig, axs = plt.subplots(-(-len(study.methods) // 3), columns, figsize=(PAGE, height), squeeze=False)
+    for ax in axs.flat: ax.axis("off")
+    for ax, m in zip(axs.flat, study.methods):
+        if m in shown: n = _embedding(ax, study.label(m), records[shown[m].run], highlight.get(shown[m].dataset, ()))
+        else: ax.set_title(f"{study.label(m)}\nno record yet")
+    first = next(iter(shown.values()))
+    where = scenario_name(study, (first.dataset, first.model, first.how))
+    return f"{where}, seed {seed}, {n} test images, the same in all panels."

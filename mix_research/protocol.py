@@ -28,15 +28,15 @@ class Preset:
     run:dict # fields of `Run` that it sets, after everything else; with `dataset` it replaces all columns by one
     epochs_share:Share = 1. # of the epochs that are said elsewhere, and of the epochs of a step schedule
 
-# %% ../nbs/tables/01_protocol.ipynb #99d693c9
+# %% ../nbs/tables/01_protocol.ipynb #cbe5c02d
 @dataclass(frozen=True)
 class Names:
     "Which lines of `reference.csv` a table shows where."
-    rows:dict[str, dict] = field(default_factory=dict) # row -> its lines' `method`, and settings (null: one that they lack)
+    rows:dict[str, dict] = field(default_factory=dict) # row -> `method` and settings of its lines (null: lacking)
     datasets:dict[str, str] = field(default_factory=dict) # a line's data set -> the table's
     models:dict[str, str] = field(default_factory=dict) # a line's network -> the table's
 
-# %% ../nbs/tables/01_protocol.ipynb #b3692516
+# %% ../nbs/tables/01_protocol.ipynb #2a01d958
 Cell = Annotated[tuple[str, ...], Rule("a data set and a network", lambda v: len(v) == 2)]
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Artefact:
     "A table or figure of a paper."
     shows:str # what the paper shows there, in a line
     cells:Annotated[tuple[Cell, ...], SOME] = () # of each column: data set and network
-    rows:Annotated[tuple[str, ...], SOME] = () # methods, in the paper's order; one that is not defined has the paper's number alone
-    metrics:Annotated[dict[str, str], SOME] = field(default_factory=dict) # the paper's metric -> the record's; the last decides
+    rows:Annotated[tuple[str, ...], SOME] = () # methods, in the paper's order; some may not be defined
+    metrics:Annotated[dict[str, str], SOME] = field(default_factory=dict) # the paper's metric -> the record's
     metrics_of:dict[str, dict[str, str]] = field(default_factory=dict) # data set -> what it has instead of `metrics`
     run:dict = field(default_factory=dict) # fields of `Run` for all its runs
     vary:dict[str, tuple[dict, ...]] = field(default_factory=dict) # data set -> fields of `Run` that split its columns
@@ -54,8 +54,10 @@ class Artefact:
     against:str = "baseline" # the row that gains are counted from
     reference:Names = field(default_factory=Names) # where `reference.csv` has other names
 
-# %% ../nbs/tables/01_protocol.ipynb #939e5cc0
-Row = Annotated[dict, Rule("fields of Run, `method_args` names and values", lambda v: isinstance(v.get("method_args", {}), dict))]
+# %% ../nbs/tables/01_protocol.ipynb #955b0be9
+def _with_arguments(row): return isinstance(row.get("method_args", {}), dict)
+
+Row = Annotated[dict, Rule("fields of Run, `method_args` names and values", _with_arguments)]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -79,7 +81,8 @@ class Protocol:
         for name, a in self.artefacts.items():
             lacking = [k for k in ("cells", "rows", "metrics") if not getattr(a, k)]
             if len(lacking) in (1, 2):
-                raise ValueError(f"artefacts.{name}.{lacking[0]}: missing; allowed: cells, rows and metrics, or none of them")
+                place = f"artefacts.{name}.{lacking[0]}"
+                raise ValueError(f"{place}: missing; allowed: cells, rows and metrics, or none of them")
 
 # %% ../nbs/tables/01_protocol.ipynb #6cff122d
 def _plain(v): # texts, numbers, truth values, nothing, and lists and names of them

@@ -10,7 +10,7 @@ from .protocol import SCENARIO, lower_is_better, protocol_of, reference
 
 # %% auto #0
 __all__ = ['IMAGES', 'caption', 'show', 'progress_line', 'conclusions', 'conclusions_by_metric', 'contradictions',
-           'corrupted_images', 'settings']
+           'corrupted_images', 'settings', 'disagreements', 'left_open']
 
 # %% ../nbs/tables/03_sentences.ipynb #d3c11fb3
 def _when(records): # days
@@ -112,13 +112,14 @@ def conclusions_by_metric(
         out += [f"### {study.label(metric)}", *none, *conclusions(study, hero, metric)]
     return "\n\n".join(out)
 
-# %% ../nbs/tables/03_sentences.ipynb #d8b7891c
+# %% ../nbs/tables/03_sentences.ipynb #675d841e
 def contradictions(
     study, # a `Study`
 ) -> list[str]:
     "Numbers of this table that contradict others of the paper."
-    return [f"{study.title([v.method, v.dataset, v.model])}, {v.metric} {v.value:.2f}: {v.note.removeprefix('contradiction: ')}"
-            for v in reference(study.name).itertuples() if "contradiction" in v.note]
+    noted = [v for v in reference(study.name).itertuples() if "contradiction" in v.note]
+    return [f"{', '.join(map(study.label, (v.method, v.dataset, v.model)))}, {v.metric} {v.value:.2f}: "
+            f"{v.note.removeprefix('contradiction: ')}" for v in noted]
 
 # %% ../nbs/tables/03_sentences.ipynb #252d2c22
 IMAGES = dict(
@@ -139,7 +140,7 @@ def corrupted_images(
     kinds, severities = (_counts(v[f"error_of_{of}"] for v in found) for of in ("corruption", "severity"))
     return f"Corrupted images: {networks}, {kinds} kinds at {severities} severities."
 
-# %% ../nbs/tables/03_sentences.ipynb #5f322232
+# %% ../nbs/tables/03_sentences.ipynb #246b51b1
 def _text(v):
     if isinstance(v, dict): return ", ".join(f"{k} {_text(w)}" for k, w in v.items())
     return " ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
@@ -162,8 +163,8 @@ def settings(
     def label(name): return ", ".join(p.labels.get(part, part) for part in name.split("/"))
     changes = {**p.datasets, **p.models, **p.pairs}
     rows = {label(row): _fields(values) for row, values in p.methods.items()}
-    for special in (p.by_model, p.by_dataset):
-        rows |= {f"{label(row)} on {label(where)}": _fields(args) for where, by_row in special.items() for row, args in by_row.items()}
+    for where, special in (p.by_model | p.by_dataset).items():
+        rows |= {f"{label(row)} on {label(where)}": _fields(args) for row, args in special.items()}
     presets = {name: f"{preset.note}; seeds {', '.join(map(str, preset.seeds))}" for name, preset in p.presets.items()}
     return "\n\n".join([
         f"Every run, unless a line below says otherwise: {_fields(p.base)}.",
@@ -172,3 +173,18 @@ def settings(
         "Presets:", _list(presets),
         "What the paper leaves open, and our choice:", _list(p.unstated),
     ])
+
+# %% ../nbs/tables/03_sentences.ipynb #78cdbcee
+def disagreements(
+    protocol, # a `Protocol`
+    *codes:str, # such as "LM-03", of its contradictions
+) -> str: # Markdown
+    "Where the paper disagrees with itself: a line for each code."
+    return "\n".join(f"- {protocol.contradictions[code]}" for code in codes)
+
+def left_open(
+    protocol, # a `Protocol`
+    *names:str, # of what the paper does not state
+) -> str: # Markdown
+    "What the paper leaves open and what was chosen: a line for each name."
+    return "\n".join(f"- {name}: {protocol.unstated[name]}" for name in names)

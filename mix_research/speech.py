@@ -40,9 +40,10 @@ def mel_filters(
     bands:int=BANDS, # number of filters
     n_fft:int=N_FFT, # samples in a window
     rate:int=RATE, # samples a second
-) -> tuple[Tensor, Tensor]: # weight of each frequency in each band, (bands, n_fft // 2 + 1) float32 in [0, 1]; centres in Hz, (bands,)
+) -> tuple[Tensor, Tensor]: # weights of the frequencies, (bands, n_fft // 2 + 1) float32; centres in Hz, (bands,)
     "Triangles whose centres lie evenly on the mel scale."
-    edges = 700 * (10 ** (torch.linspace(0, float(mel(torch.tensor(rate / 2.))), bands + 2, dtype=torch.float64) / 2595) - 1)
+    highest = float(mel(torch.tensor(rate / 2.)))
+    edges = 700 * (10 ** (torch.linspace(0, highest, bands + 2, dtype=torch.float64) / 2595) - 1)
     low, centre, high = (edges[i:bands + i, None] for i in range(3))
     f = torch.linspace(0, rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     return torch.minimum((f - low) / (centre - low), (high - f) / (high - centre)).clamp(min=0).float(), edges[1:-1]
@@ -55,7 +56,8 @@ def log_mel(
 ) -> Tensor: # (B, 32, 32) float32, dB relative to a sine of full scale, at least -100
     "Power in mel bands (from low to high) and frames (from first to last)."
     window = torch.hann_window(N_FFT, device=x.device)
-    power = (torch.stft(x, N_FFT, HOP, window=window, center=True, pad_mode="constant", return_complex=True).abs() * (2 / window.sum())) ** 2
+    lines = torch.stft(x, N_FFT, HOP, window=window, center=True, pad_mode="constant", return_complex=True)
+    power = (lines.abs() * (2 / window.sum())) ** 2
     return 10 * (mel_filters()[0].to(x.device) @ power).clamp(min=10 ** (LEVELS[0] / 10)).log10()
 
 def as_image(
@@ -72,10 +74,13 @@ def read_wav(
     "The samples of a file. Errors: `ValueError` that names a file which is damaged or of another kind."
     try:
         with wave.open(str(path)) as w:
-            kind, n, data = (w.getnchannels(), w.getsampwidth(), w.getframerate()), w.getnframes(), w.readframes(w.getnframes())
+            kind = w.getnchannels(), w.getsampwidth(), w.getframerate()
+            n, data = w.getnframes(), w.readframes(w.getnframes())
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
-    except (wave.Error, EOFError, OSError) as e: raise ValueError(f"{path}: not a readable WAV file ({str(e) or 'it ends too early'})") from e
-    if kind != (1, 2, RATE): raise ValueError(f"{path}: expected 1 channel, 2 bytes a sample, {RATE} samples a second, got {kind}")
+    except (wave.Error, EOFError, OSError) as e:
+        raise ValueError(f"{path}: not a readable WAV file ({str(e) or 'it ends too early'})") from e
+    if kind != (1, 2, RATE):
+        raise ValueError(f"{path}: expected 1 channel, 2 bytes a sample, {RATE} samples a second, got {kind}")
     if len(data) != 2 * n: raise ValueError(f"{path}: truncated: {len(data) // 2} of {n} samples")
     return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
 
@@ -90,30 +95,43 @@ def split_clips(
     folder:Path, # of the data set
 ) -> dict: # "train", "valid", "test" -> sorted list of "word/clip.wav"
     "The official split. Errors: `ValueError` for a list that names a clip which is not there."
-    clips = sorted(f"{d.name}/{p.name}" for d in folder.iterdir() if d.is_dir() and d.name != NOISE for p in d.glob("*.wav"))
-    if absent := [w for w in KEYWORDS if not (folder / w).is_dir()]: raise ValueError(f"{folder}: no folder for {', '.join(absent)}")
-    parts, known = {}, set(clips)
-    for part, file in (("valid", "validation_list.txt"), ("test", "testing_list.txt")):
-        try: parts[part] = (folder / file).read_text().split()
-        except (OSError, UnicodeDecodeError) as e: raise ValueError(f"{folder / file}: cannot be read ({e})") from e
-        if gone := [c for c in parts[part] if c not in known]: raise ValueError(f"{folder / file}: {gone[0]} is not there" + f" (and {len(gone) - 1} more)" * (len(gone) > 1))
-    if both := set(parts["valid"]) & set(parts["test"]): raise ValueError(f"{folder / 'testing_list.txt'}: {min(both)} is in validation_list.txt too")
-    return dict(train=sorted(known - set(parts["valid"]) - set(parts["test"])), valid=sorted(parts["valid"]), test=sorted(parts["test"]))
+    words = [d for d in folder.iterdir() if d.is_dir() and d.name != NOISE]
+    clips = {f"{d.name}/{p.name}" for d in words for p in d.glob("*.wav")}
+    absent = [w for w in KEYWORDS if not (folder / w).is_dir()]
+    if absent: raise ValueError(f"{folder}: no folder for {', '.join(absent)}")
+    valid, test = (_named(folder / f"{part}_list.txt", clips) for part in ("validation", "testing"))
+    both = set(valid) & set(test)
+    if both: raise ValueError(f"{folder / 'testing_list.txt'}: {min(both)} is in validation_list.txt too")
+    return dict(train=sorted(clips - set(valid) - set(test)), valid=sorted(valid), test=sorted(test))
 
+def _named(listing, clips):
+    "The clips of a list, each of which must be there."
+    try:
+        names = listing.read_text().split()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{listing}: cannot be read ({e})") from e
+    gone = [c for c in names if c not in clips]
+    more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+    if gone: raise ValueError(f"{listing}: {gone[0]} is not there{more}")
+    return names
+
+# %% ../nbs/inputs/06_speech.ipynb #c3844970
 def choose_clips(
     clips:list, # "word/clip.wav"
     generator:torch.Generator|None=None, # source of randomness, on the CPU
 ) -> tuple[list, list, int]: # clips, the label of each, and how many pieces of silence belong to them
     "All keywords, and a tenth as many clips of other words."
     words = [c.split("/")[0] for c in clips]
+    labels = [CLASSES.index(w if w in KEYWORDS else "unknown") for w in words]
     keep = [i for i, w in enumerate(words) if w in KEYWORDS]
     other = [i for i, w in enumerate(words) if w not in KEYWORDS]
     n = math.ceil(len(keep) / len(KEYWORDS))
-    keep = sorted(keep + [other[i] for i in torch.randperm(len(other), generator=generator)[:n].tolist()])
-    return [clips[i] for i in keep], [CLASSES.index(words[i]) if words[i] in KEYWORDS else 10 for i in keep], n
+    drawn = torch.randperm(len(other), generator=generator)[:n].tolist()
+    keep = sorted(keep + [other[i] for i in drawn])
+    return [clips[i] for i in keep], [labels[i] for i in keep], n
 
 # %% ../nbs/inputs/06_speech.ipynb #3b1eaa67
-STRETCH = dict(train=(0., .8), valid=(.8, .9), test=(.9, 1.)) # what part of a recording belongs to whom; as large as the parts of the official split
+STRETCH = dict(train=(0., .8), valid=(.8, .9), test=(.9, 1.)) # of each recording; as large as the official parts
 
 def silences(
     recordings:list, # background recordings, int16
@@ -122,7 +140,8 @@ def silences(
     generator:torch.Generator|None=None, # source of randomness, on the CPU
 ) -> np.ndarray: # (n, 16000) int16
     "One-second pieces of the part's stretch of the recordings."
-    which, where, volume = torch.randint(len(recordings), (n,), generator=generator).tolist(), *torch.rand(2, n, generator=generator).tolist()
+    which = torch.randint(len(recordings), (n,), generator=generator).tolist()
+    where, volume = torch.rand(2, n, generator=generator).tolist()
     low, high = STRETCH[part]
     out = np.empty((n, RATE), np.int16)
     for o, i, u, v in zip(out, which, where, volume):
@@ -132,50 +151,68 @@ def silences(
     return out
 
 # %% ../nbs/inputs/06_speech.ipynb #dabbdc85
-def _key(): # of all that decides what is made of the files
-    decides = dict(version=VERSION, format=1, bands=BANDS, n_fft=N_FFT, hop=HOP, levels=LEVELS, rate=RATE, seed=SEED, stretch=STRETCH, classes=CLASSES)
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+def _as_images(x): return as_image(log_mel(torch.from_numpy(x).float() / 2**15)) # (B, 16000) int16 -> (B, 32, 32) uint8
 
 def _images(folder, clips):
+    def read(clip): return one_second(read_wav(folder / clip))
     out = torch.empty(len(clips), 1, BANDS, FRAMES, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
         for i in range(0, len(clips), 512):
-            out[i:i + 512, 0] = _as_images(np.stack(list(pool.map(lambda c: one_second(read_wav(folder / c)), clips[i:i + 512]))))
+            out[i:i + 512, 0] = _as_images(np.stack(list(pool.map(read, clips[i:i + 512]))))
     return out
 
-def _as_images(x): return as_image(log_mel(torch.from_numpy(x).float() / 2**15)) # (B, 16000) int16 -> (B, 32, 32) uint8
+def _recordings(folder):
+    recordings = {p: read_wav(p) for p in sorted((folder / NOISE).glob("*.wav"))}
+    if not recordings: raise ValueError(f"{folder / NOISE}: no background recordings (*.wav)")
+    for p, r in recordings.items():
+        if len(r) >= 11 * RATE: continue
+        expected = "expected at least 11 seconds, a tenth of them for each of validation and test"
+        raise ValueError(f"{p}: {expected}, got {len(r) / RATE:.1f}")
+    return list(recordings.values())
 
 def make_spectrograms(
     folder:Path, # of the data set
 ) -> dict: # "train_x": (N, 1, 32, 32) uint8, "train_y": (N,) int64, and the same for "valid" and "test"
     "The whole data set, from its files. Errors: `ValueError` that names the file."
     g, out = torch.Generator().manual_seed(SEED), {}
-    recordings = {p: read_wav(p) for p in sorted((folder / NOISE).glob("*.wav"))}
-    if not recordings: raise ValueError(f"{folder / NOISE}: no background recordings (*.wav)")
-    for p, r in recordings.items():
-        if len(r) < 11 * RATE: raise ValueError(f"{p}: expected at least 11 seconds, a tenth of them for each of validation and test, got {len(r) / RATE:.1f}")
+    recordings = _recordings(folder)
     for part, clips in split_clips(folder).items():
         clips, labels, n = choose_clips(clips, g)
         if not clips: raise ValueError(f"{folder}: no clips for {part}")
-        quiet = silences(list(recordings.values()), part, n, g)
-        out[part + "_x"] = torch.cat([_images(folder, clips), *(_as_images(quiet[i:i + 512])[:, None] for i in range(0, n, 512))])
-        out[part + "_y"] = torch.tensor(labels + [11] * n)
+        quiet = silences(recordings, part, n, g)
+        quiet = [_as_images(quiet[i:i + 512])[:, None] for i in range(0, n, 512)]
+        out[part + "_x"] = torch.cat([_images(folder, clips), *quiet])
+        out[part + "_y"] = torch.tensor(labels + [CLASSES.index("silence")] * n)
     return out
 
 # %% ../nbs/inputs/06_speech.ipynb #700da91a
+def _key():
+    decides = dict(version=VERSION, format=1, bands=BANDS, n_fft=N_FFT, hop=HOP, levels=LEVELS,
+        rate=RATE, seed=SEED, stretch=STRETCH, classes=CLASSES)
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
 def spectrograms(
     folder:str|Path, # of the data set: a folder for each word, `validation_list.txt` and `testing_list.txt`
 ) -> dict: # see `make_spectrograms`
-    "The whole data set, from the file that an earlier call left in its folder if there is one. If clips were changed since, delete that file."
+    """
+    The whole data set, from the file that an earlier call left in its folder if there is one.
+    If clips were changed since, delete that file.
+    """
     folder = Path(folder)
     cache = folder / f"mel_{BANDS}x{FRAMES}_{_key()}.npz"
     try:
         with np.load(cache) as z: return {k: torch.from_numpy(z[k]) for k in z.files}
     except FileNotFoundError: pass
     except (OSError, ValueError, EOFError, zipfile.BadZipFile): cache.unlink() # damaged: it is made again
-    out, part = make_spectrograms(folder), cache.with_suffix(f".{os.getpid()}.part")
+    made = make_spectrograms(folder)
+    _keep(made, cache)
+    return made
+
+def _keep(made, cache):
+    part = cache.with_suffix(f".{os.getpid()}.part")
     try:
-        with open(part, "wb") as f: np.savez(f, **{k: v.numpy() for k, v in out.items()})
+        with open(part, "wb") as f: np.savez(f, **{k: v.numpy() for k, v in made.items()})
         part.replace(cache)
-    except OSError as e: part.unlink(missing_ok=True); warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time")
-    return out
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time", stacklevel=3)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from . import train
-from .batches import Dataset
+from .dataset import Dataset
 from .compiled import Compiled
 from .mixers import MIXERS, FeatureMixer, build
 from .checks import check_choice

@@ -55,7 +55,7 @@ def _columns(study, scenario, metric, rows, printed, summary): # title and cells
     if paper and ours: yield f"{title}: difference", [_difference(ours.get(m), paper.get(m)) for m in rows]
     if metric == study.main_metric: yield "n", [str(ours[m].n) if m in ours else "" for m in rows]
 
-# %% ../nbs/tables/02_table.ipynb #459020df
+# %% ../nbs/tables/02_table.ipynb #cfd5b9a3
 def _row_name(study, method, anything): # does the paper print anything in this table?
     if method not in study.protocol.methods: return f"{study.label(method)} (paper only)"
     return study.label(method) + (" (not in the paper)" if anything and not study.printed(method) else "")
@@ -70,7 +70,8 @@ def table(
                for column in _columns(study, scenario, metric, rows, *found)]
     anything = any(printed for printed, _ in numbers.values())
     names = pd.Index([_row_name(study, m, anything) for m in rows], name="Method")
-    return pd.DataFrame(list(zip(*(texts for _, texts in columns))), columns=[title for title, _ in columns], index=names)
+    titles, texts = [title for title, _ in columns], [texts for _, texts in columns]
+    return pd.DataFrame(list(zip(*texts)), columns=titles, index=names)
 
 # %% ../nbs/tables/02_table.ipynb #a2889e1b
 BETTER, WORSE = ("background-color: #cfe5f3; color: black", "background-color: #f9ddc0; color: black") # CSS
@@ -107,10 +108,11 @@ def costs(
     shown = {title: [cells.get(m, "") for m in rows] for title, cells in columns.items() if cells}
     return pd.DataFrame(shown, index=pd.Index(map(study.label, rows), name="Training cost"))
 
-# %% ../nbs/tables/02_table.ipynb #9033db5f
+# %% ../nbs/tables/02_table.ipynb #429a9431
 def _markdown(table): return table.to_markdown(disable_numparse=True)
 def _wrapped(text, width, indent=""):
-    return fill(text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    how = dict(initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return fill(text, width, **how)
 def _fits(text, width): return max(map(len, text.splitlines())) <= width
 
 def for_terminal(

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the commands of this environment
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C, and so would the commands it interrupts
+# the commands of this environment
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# a suite in the background ignores Ctrl-C, and so would the commands it interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = ("test_survival", "test_artefacts") # begun first, so that no process is left alone with them
@@ -24,4 +26,5 @@ def pytest_collection_modifyitems(items):
 def pytest_terminal_summary(terminalreporter):
     """What tests measured and did not judge."""
     for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties: terminalreporter.write_line(f"{name}: {value}")
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as tv
 
-from mix_research import batches, data, speech
+from mix_research import data, dataset, loaders, readers, speech
 
 
 # ---- writers: `write_tree(name, root)` writes a small data set below root, as its makers publish it, and says what is in it ----
@@ -202,7 +202,7 @@ STREAMED = ("imagenet", "food101", "caltech256", "oxford_pets")
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch, tmp_path):
     data._load.cache_clear()
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "no-debian")
+    monkeypatch.setattr(readers, "DEBIAN_FASHION_MNIST", tmp_path / "no-debian")
     yield
     data._load.cache_clear()
 
@@ -214,7 +214,7 @@ def test_every_data_set_has_a_writer(): assert {*IN_MEMORY, *STREAMED, "digits"}
 def test_counts_and_labels(name, tmp_path):
     truth, d = write_tree(name, tmp_path), data.load(name, tmp_path)
     assert ("valid" in d.parts) == (name in data.VALIDATED)
-    assert d.name == name and d.n_classes == truth.n_classes and type(d) is (batches.Dataset if name in IN_MEMORY else batches.Files)
+    assert d.name == name and d.n_classes == truth.n_classes and type(d) is (dataset.Dataset if name in IN_MEMORY else dataset.Files)
     for part in ("y", "test_y"):
         want, got = getattr(truth, part), getattr(d, part).numpy()
         assert np.array_equal(np.sort(got), want) if name == "speech_commands" else np.array_equal(got, want), part
@@ -258,7 +258,7 @@ def test_same_as_torchvision(name, tmp_path, monkeypatch):
         theirs = torchvision_reads(name, tmp_path, monkeypatch)
     for part, them in zip(("train", "test"), theirs):
         x, y = d.part(part)
-        if name in STREAMED: x = [batches.decode(p) for p in x]
+        if name in STREAMED: x = [loaders.decode(p) for p in x]
         ours = [(int(c), im.permute(1, 2, 0).numpy().tobytes(), tuple(im.shape[1:])) for im, c in zip(x, y)]
         want = [(int(c), np.asarray(im if name == "fashion_mnist" else im.convert("RGB")).tobytes(), im.size[::-1]) for im, c in them]
         assert (sorted(ours) == sorted(want)) if name == "food101" else (ours == want)

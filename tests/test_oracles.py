@@ -52,7 +52,8 @@ def test_cutmix_equals_torchvision(batch, seed):
 
 class Recorder(TorchDispatchMode):
     """Every operation that reaches the dispatcher; complains about one that would wait for a device."""
-    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal", "aten._unique2", "aten.unique_dim")
+    WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal",
+             "aten._unique2", "aten.unique_dim")
 
     def __init__(self):
         super().__init__()
@@ -72,8 +73,10 @@ MIXER_NAMES = [n for n in sorted(MIXERS) if MIXERS[n].__module__.startswith("mix
 
 
 def made(name):
-    """A mixer, as a function of a batch: RandoMix with every candidate in it, feature-level mixers at the input of a network that does nothing."""
-    if not issubclass(MIXERS[name], FeatureMixer): return build(name, **({"per": "sample"} if name == "randomix" else {}))
+    """A mixer, as a function of a batch: RandoMix with every candidate in it, feature-level mixers at the input of a
+    network that does nothing."""
+    options = {"per": "sample"} if name == "randomix" else {}
+    if not issubclass(MIXERS[name], FeatureMixer): return build(name, **options)
     mixer, nothing = build(name, places=["input"]), torch.nn.Identity()
 
     def mix(x, y, generator=None):

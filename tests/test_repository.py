@@ -2,6 +2,7 @@
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 
 import nbformat
 import pytest
@@ -44,6 +45,15 @@ def test_notebook_is_clean(path):
         parameters = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
         assert len(parameters) == 1
         for line in parameters[0].source.splitlines(): assert re.match(r"\w+: \w+ = .+  # .+", line), f"typed and explained: {line}"
+
+
+def test_no_cell_is_copied_into_more_than_eight_notebooks():
+    found = defaultdict(set)
+    for path in ROOT.glob("papers/**/*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "code": found[cell.source].add(path)
+    copied = {source: len(notebooks) for source, notebooks in found.items() if len(notebooks) > 8}
+    assert not copied, copied
 
 
 def test_links_of_the_readme_resolve():
