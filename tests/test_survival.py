@@ -21,12 +21,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conftest import ROOT
-from mix_research import mixers, models, protocol, study
+from mix_research import mixers, models, study
 from mix_research.checkpoint import Checkpoint, pack
 from mix_research.record import BadRecord, Record, sealed
 from mix_research.run import Run
 from mix_research.store import Store, read_log
 from mix_research.jobs import Task, finish, train_tasks
+from mix_research.protocol import read_protocol
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PRELOADED = ["mix_research.train", "mix_research.evaluate", "mix_research.study", "sklearn.datasets"]
@@ -504,11 +505,11 @@ def inside(folder):
     """Works in a folder, and remembers no protocol of another."""
     here = os.getcwd()
     os.chdir(folder)
-    protocol.read_protocol.cache_clear()
+    read_protocol.cache_clear()
     try: yield
     finally:
         os.chdir(here)
-        protocol.read_protocol.cache_clear()
+        read_protocol.cache_clear()
 
 
 def change_at(tree, path, value, remove):
