@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
+from .checks import moved
 from .parallel import broadcast, gather
 from .store import Log, write_atomic
 
@@ -126,6 +127,8 @@ class SaveState(Callback):
         self.log, self.parallel = log, parallel
         self.resumed, self.earlier = 0, 0. # how often it went on, and the seconds that were trained before
         self.start = time.perf_counter()
+
+__getattr__ = moved(__name__, Checkpoints="checkpoint.SaveState")
 
 # %% ../nbs/runs/13_checkpoint.ipynb #2e3789ff
 @patch

@@ -17,14 +17,16 @@ from . import corruptions, data, intraclass
 from .augment import Pipeline, cutout_mask
 from .loaders import Batches
 from .dataset import Dataset
-from .checks import check_choice
+from .checks import check_choice, moved
 from .record import Record, evaluation_name, now
 from .run import Run
 from .store import Store
-from .train import best_device, build_model, environment, load, load_weights, pipeline, test_batches
+from .environment import environment
+from .weights import load_weights
+from .assemble import best_device, build_model, load, pipeline, test_batches
 
 # %% auto #0
-__all__ = ['Trained', 'PUBLISHED', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'Network', 'trained', 'clean',
+__all__ = ['PUBLISHED', 'EVALUATIONS', 'scores', 'calibration_error', 'class_accuracy', 'TrainedNetwork', 'trained', 'clean',
            'classes', 'test_features', 'features', 'embedded', 'tsne', 'attack', 'fgsm', 'blocked', 'occlusion',
            'corrupted', 'published', 'corruption', 'evaluate']
 
@@ -61,7 +63,7 @@ def class_accuracy(
 
 # %% ../nbs/runs/18_evaluate.ipynb #bc251926
 @dataclass
-class Network:
+class TrainedNetwork:
     "A trained network, ready to be evaluated."
     run:Run # what was trained
     model:nn.Module # in evaluation mode, on `device`
@@ -83,7 +85,7 @@ class Network:
 
 # %% ../nbs/runs/18_evaluate.ipynb #9989cf1f
 @patch
-def forward(self:Network,
+def forward(self:TrainedNetwork,
     x:Tensor, # normalised images, (B, C, H, W)
     what=None, # a function of images; the network if not given
 ) -> Tensor: # float32
@@ -94,7 +96,7 @@ def forward(self:Network,
 
 # %% ../nbs/runs/18_evaluate.ipynb #3600d5e7
 @patch
-def over(self:Network,
+def over(self:TrainedNetwork,
     what=None, # a function of images; the network if not given
     change=None, # (normalised images, labels) -> normalised images
     batches=None, # those of the test images if not given
@@ -120,7 +122,7 @@ def trained(
     device:torch.device|str|None=None, # where; the GPU if there is one
     precision:str="float32", # or "bfloat16"
     bar:bool=False, # show progress
-) -> Network:
+) -> TrainedNetwork:
     "The network of a record, from its weights. Errors: `ValueError` if those are gone or not the record's."
     run = record.run
     if record.status != "ok":
@@ -133,20 +135,20 @@ def trained(
     with torch.random.fork_rng([]): model = build_model(run, d)
     load_weights(store.weights_path(run), model, record.metrics["weights"])
     model = model.to(device).eval().requires_grad_(False)
-    return Network(run, model, d, pipeline(run, d), device, precision, bar, data_path)
+    return TrainedNetwork(run, model, d, pipeline(run, d), device, precision, bar, data_path)
 
-Trained = Network
+__getattr__ = moved(__name__, Trained="evaluate.TrainedNetwork")
 
 # %% ../nbs/runs/18_evaluate.ipynb #2f3794ec
 def clean(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     part:str="test", # or "valid", where a data set has its own validation images
 ) -> dict:
     "`scores` of unchanged images."
     return scores(*net.over(batches=net.batches(part), text=part))
 
 def classes(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
 ) -> dict:
     "Accuracy of each class, and expected calibration error."
     logits, y = net.over(text="classes")
@@ -154,13 +156,13 @@ def classes(
 
 # %% ../nbs/runs/18_evaluate.ipynb #32bf8f60
 def test_features(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
 ) -> tuple[Tensor, Tensor]: # what goes into the last layer, (N, D); labels, (N,)
     "Features of the test images."
     return net.over(net.model.features, text="features")
 
 def features(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
 ) -> dict:
     "Cohesion and separability of the test images' features, and the mean length of one, to see both against."
     f, y = test_features(net)
@@ -182,7 +184,7 @@ def embedded(
     return torch.from_numpy(plane.fit_transform(features.float().cpu().numpy()))
 
 def tsne(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     n:int=2000, # at most so many test images, the same for every network
     perplexity:float=30., # see `embedded`
 ) -> dict: # strings of numbers: kept short, since it is a picture that is kept
@@ -195,7 +197,7 @@ def tsne(
 
 # %% ../nbs/runs/18_evaluate.ipynb #00be571a
 def attack(
-    net:Network, # what to attack
+    net:TrainedNetwork, # what to attack
     eps:float, # size of the step, in pixel values from 0 to 1
     x:Tensor, # normalised images, (B, C, H, W)
     y:Tensor, # labels, (B,)
@@ -223,7 +225,7 @@ def _sweep(name, values, one):
     return {name: list(values)} | {k: [s[k] for s in found] for k in found[0]}
 
 def fgsm(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     eps=8 / 255, # size of the step, in pixel values from 0 to 1; several for a sweep
 ) -> dict:
     "`scores` under attack."
@@ -246,7 +248,7 @@ def blocked(
     return x
 
 def occlusion(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     size=None, # side of the blocks, in pixels; several for a sweep; None: half the image's shorter side
     n:int=1, # blocks per image
 ) -> dict:
@@ -263,7 +265,7 @@ def occlusion(
 def corrupted(
     name:str, # one of `corruptions.CORRUPTIONS`
     severity:int, # 1 to 5
-    net:Network, # whose pixels
+    net:TrainedNetwork, # whose pixels
     generator:torch.Generator, # source of randomness, on the device of the images
     x:Tensor, # normalised images, (B, C, H, W)
     y:Tensor=None, # not needed
@@ -276,7 +278,7 @@ def corrupted(
 PUBLISHED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"} # data set -> folder of its published corruptions
 
 def published(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     source:str="auto", # "files" of CIFAR-C, "generated", or files where they are at hand
     data_path:str|Path|None=None, # folder of all data sets; that of `net` if not given
 ): # a `data.Corrupted`; None: the images are to be made
@@ -304,7 +306,7 @@ def _error_of(net, files, name, severity):
     return scores(*net.over(batches=Batches(x, y, 500), text=text))["error"]
 
 def corruption(
-    net:Network, # what to evaluate
+    net:TrainedNetwork, # what to evaluate
     names=corruptions.CORRUPTIONS, # which
     severities=(1, 2, 3, 4, 5), # which
     source:str="auto", # "files" of CIFAR-C, "generated", or files where they are at hand
@@ -324,7 +326,7 @@ def corruption(
                 error_of_corruption=of_corruption, error_of_severity=of_severity)
 
 # %% ../nbs/runs/18_evaluate.ipynb #2c206209
-EVALUATIONS = { # name -> function of a `Network` and of arguments with defaults, gives a dict
+EVALUATIONS = { # name -> function of a `TrainedNetwork` and of arguments with defaults, gives a dict
     "clean": clean,
     "classes": classes,
     "features": features,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 import os
 from datetime import timedelta
+from .checks import moved
 
 # %% auto #0
-__all__ = ['leads', 'shared', 'gathered', 'launched', 'is_main', 'broadcast', 'gather']
+__all__ = ['launched', 'is_main', 'broadcast', 'gather']
 
 # %% ../nbs/runs/11_parallel.ipynb #d2865709
 def launched(
@@ -48,4 +49,4 @@ def gather(
     return gather_object([value])
 
 # %% ../nbs/runs/11_parallel.ipynb #a712b030
-leads, shared, gathered = is_main, broadcast, gather # their names until now, for one release
+__getattr__ = moved(__name__, leads="parallel.is_main", shared="parallel.broadcast", gathered="parallel.gather")

@@ -13,13 +13,13 @@ from torch import nn
 from tqdm import tqdm
 from .assemble import best_device, build_learner, build_model, compile_network, load, pipeline, test_batches
 from .checkpoint import BadCheckpoint, Checkpoint, SaveState
-from .checks import check_choice
+from .checks import check_choice, moved
 from .environment import environment
 from .loop import Autocast, FastLearner, LossNotFinite, Parallel, Progress, Schedule
 from .memory import fitting_batch_size, memory_advice, out_of_memory
 from .parallel import broadcast, is_main, launched
 from .record import Record, now
-from .run import Run, generator_for
+from .run import Run
 from .schedule import learning_rate
 from .store import Log, Store
 from .weights import load_weights, save_weights, weights_hash
@@ -27,13 +27,12 @@ from .weights import load_weights, save_weights, weights_hash
 _all_ = ["Autocast", "FastLearner", "LossNotFinite", "Parallel", "Progress", "Run", "Schedule", "best_device",
          "build_learner", "build_model", "compile_network", "environment", "fitting_batch_size", "learning_rate",
          "load", "load_weights", "pipeline", "save_weights", "test_batches", "weights_hash"]
-stream = generator_for # its old name
+__getattr__ = moved(__name__, stream="run.generator_for")
 
 # %% auto #0
-__all__ = ['stream', 'LOGS', 'words', 'train', 'Autocast', 'FastLearner', 'LossNotFinite', 'Parallel', 'Progress', 'Run',
-           'Schedule', 'best_device', 'build_learner', 'build_model', 'compile_network', 'environment',
-           'fitting_batch_size', 'learning_rate', 'load', 'load_weights', 'pipeline', 'save_weights', 'test_batches',
-           'weights_hash']
+__all__ = ['LOGS', 'words', 'train', 'Autocast', 'FastLearner', 'LossNotFinite', 'Parallel', 'Progress', 'Run', 'Schedule',
+           'best_device', 'build_learner', 'build_model', 'compile_network', 'environment', 'fitting_batch_size',
+           'learning_rate', 'load', 'load_weights', 'pipeline', 'save_weights', 'test_batches', 'weights_hash']
 
 # %% ../nbs/runs/16_train.ipynb #3d5be565
 def words(

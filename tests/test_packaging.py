@@ -110,7 +110,7 @@ def run_example(bin, title, needs, folder):
     if lacking: return None, lacking
     (folder / "example.py").write_text(examples()[title])
     done = run(bin / "python", "example.py", cwd=folder, code=None)
-    return done.returncode, done.stdout + done.stderr[-3000:]
+    return done.returncode, done.stdout + (done.stderr[-3000:] if done.returncode else "")
 
 
 def run_steps(bin, folder):

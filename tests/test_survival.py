@@ -28,8 +28,6 @@ from mix_research.jobs import Task, finish, train_tasks
 from mix_research.protocol import read_protocol
 from mix_research.run import Run
 from mix_research.store import Store, read_log
-from mix_research.jobs import Task, finish, train_tasks
-from mix_research.protocol import read_protocol
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PRELOADED = ["mix_research.train", "mix_research.evaluate", "mix_research.study", "sklearn.datasets"]
