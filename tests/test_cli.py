@@ -158,6 +158,7 @@ LIGHT = {
     "reproduce randomix/table_1 --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "reproduce --all --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "bench --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
+    "show --all --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
     "show randomix/table_1 --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
     "show randomix/table_1 --datasets cifar01": "datasets: unknown 'cifar01'; allowed: cifar10, cifar100",
     "new-method band-mix": "name: expected an identifier of letters, digits and _, such as BandMix or band_mix, got 'band-mix'",
