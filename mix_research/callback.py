@@ -92,15 +92,18 @@ def before_batch(self:MixCallback):
     x, self.mixed = self.mixer(x, y, partner, self.generator)
     self.learn.xb = (x,)
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d02
 @patch
 def forward(self:MixCallback):
     "The network's output, mixed inside where the mixer does that."
     learn = self.learn
     if not isinstance(self.mixer, FeatureMixer): return learn.model(*learn.xb)
-    with self.mixer.at(learn.model, *learn.xb, *learn.yb, self.generator) as mixing: pred = learn.model(*learn.xb)
+    with self.mixer.at(learn.model, *learn.xb, *learn.yb, self.generator) as mixing:
+        pred = learn.model(*learn.xb)
     self.mixed = mixing.target
     return pred
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d04
 @patch
 def loss_of(self:MixCallback,
     pred, # the network's output
@@ -127,6 +130,7 @@ def _mixed_step(learn, mix):
     learn("after_loss")
     if len(learn.yb): learn._do_grad_opt()
 
+# %% ../nbs/runs/02_callback.ipynb #c3a98d06
 def _step(learn):
     "Takes a mixed batch by a mixed step, any other one by the plain one."
     mixes = [cb for cb in learn.cbs if isinstance(cb, MixCallback)]

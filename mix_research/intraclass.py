@@ -82,7 +82,7 @@ class SupplementedSampler:
         batch_size:int, # images per batch before supplementing; the last batch may be smaller
         generator:torch.Generator|None=None, # source of the order, on the CPU
         shuffle:bool=True, # a new order every epoch
-        more:torch.Generator|None=None, # source of the supplements, on the CPU; None: `generator`, so that orders differ
+        more:torch.Generator|None=None, # source of the supplements, on the CPU; None: `generator`, so orders differ
         drop_last:bool=False, # leave out an incomplete last batch
     ):
         if batch_size < 1: raise ValueError(f"batch_size: expected an integer > 0, got {batch_size}")
@@ -103,8 +103,9 @@ class SupplementedSampler:
         batches = order[batch.argsort(stable=True)].split(torch.bincount(batch).tolist())
         for part in batches: yield part.tolist()
 
+# %% ../nbs/mixing/08_intraclass.ipynb #e5d4a709
 def _by_class(labels):
-    "An image's class, from 0 on; images per class; images by class; where each class begins there; an image's place in it."
+    "Of each image its class, from 0 on; of each class its size; images by class; where a class begins there; ranks."
     if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
         raise ValueError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
     _, label, count = labels.unique(return_inverse=True, return_counts=True)

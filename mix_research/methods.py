@@ -48,7 +48,9 @@ class Method:
 # %% ../nbs/runs/04_methods.ipynb #5a1e0c08
 class Baseline(Method):
     "Plain training: nothing is mixed."
-    def __init__(self, **args):
+    def __init__(self,
+        **args, # none is taken
+    ):
         if args: raise ValueError(f"method_args: baseline takes none, got {args}")
 
 class MixerMethod(Method):

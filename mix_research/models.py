@@ -21,12 +21,21 @@ __all__ = ['SMALL_IMAGE', 'STAGES', 'MOBILENET', 'SWIN', 'MODELS', 'Network', 'c
 
 # %% ../nbs/runs/01_models.ipynb #31e713cb
 class Network(nn.Module):
-    "`features` (B, C, H, W) -> (B, D), then `head` (B, D) -> (B, K); `places` name -> module whose output may be blended, None for the input."
+    """`features` (B, C, H, W) -> (B, D), then `head` (B, D) -> (B, K).
+    `places`: name -> module whose output may be blended, None for the input."""
     def forward(self, x): return self.head(self.features(x))
 
-def conv3x3(n_in:int, n_out:int, stride:int=1): return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+def conv3x3(
+    n_in:int, # channels that come in
+    n_out:int, # channels that go out
+    stride:int=1, # pixels from one output to the next
+) -> nn.Conv2d:
+    "A 3 x 3 convolution without a bias, which the batch norm after it would take away."
+    return nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
 
-def init_convs(model:nn.Module) -> nn.Module:
+def init_convs(
+    model:nn.Module, # changed in place
+) -> nn.Module: # the same
     "He initialisation of all convolutions (He et al. 2015), which the papers' networks use."
     for m in model.modules():
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -35,7 +44,11 @@ def init_convs(model:nn.Module) -> nn.Module:
 # %% ../nbs/runs/01_models.ipynb #c907a68d
 class PreActBlock(nn.Module):
     "Two 3 x 3 convolutions, pre-activated; the shortcut is a 1 x 1 convolution where the shape changes."
-    def __init__(self, n_in:int, n_out:int, stride:int):
+    def __init__(self,
+        n_in:int, # channels that come in
+        n_out:int, # channels that go out
+        stride:int, # of the first convolution
+    ):
         super().__init__()
         self.bn1, self.conv1 = nn.BatchNorm2d(n_in), conv3x3(n_in, n_out, stride)
         self.bn2, self.conv2 = nn.BatchNorm2d(n_out), conv3x3(n_out, n_out)
@@ -46,6 +59,7 @@ class PreActBlock(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(out)
         return self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
 
+# %% ../nbs/runs/01_models.ipynb #a7f6c902
 class PreActResNet(Network):
     "Stages of pre-activation blocks; each stage after the first halves the resolution."
     def __init__(self,
@@ -59,9 +73,10 @@ class PreActResNet(Network):
         stages, n_in = [], stem
         for i, (depth, width) in enumerate(zip(depths, widths)):
             blocks = [PreActBlock(n_in if j == 0 else width, width, 2 if i and j == 0 else 1) for j in range(depth)]
-            stages.append(nn.Sequential(*blocks)); n_in = width
-        self.stem, self.stages, self.norm = conv3x3(in_channels, stem), nn.Sequential(*stages), nn.BatchNorm2d(n_in)
-        self.head = nn.Linear(n_in, n_classes)
+            stages.append(nn.Sequential(*blocks))
+            n_in = width
+        self.stem, self.stages = conv3x3(in_channels, stem), nn.Sequential(*stages)
+        self.norm, self.head = nn.BatchNorm2d(n_in), nn.Linear(n_in, n_classes)
         init_convs(self)
 
     @property
@@ -72,37 +87,49 @@ class PreActResNet(Network):
 # %% ../nbs/runs/01_models.ipynb #90cdd945
 class Small(Network):
     "Four 3 x 3 convolutions with batch norm, two poolings; for images of about 16 pixels."
-    def __init__(self, n_classes:int, in_channels:int=1):
+    def __init__(self,
+        n_classes:int, # K
+        in_channels:int=1, # C
+    ):
         super().__init__()
         layers, n_in = [], in_channels
         for i, n_out in enumerate((16, 32, 64, 64)):
-            layers += [conv3x3(n_in, n_out), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)] + [nn.MaxPool2d(2)] * (i in (0, 2))
+            layers += [conv3x3(n_in, n_out), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+            if i in (0, 2): layers.append(nn.MaxPool2d(2))
             n_in = n_out
         self.layers, self.head = nn.Sequential(*layers), nn.Linear(n_in, n_classes)
         init_convs(self)
 
     @property
-    def places(self): return {"input": None, "block 1": self.layers[3], "block 2": self.layers[6]} # after the first pooling, after the second ReLU
+    def places(self): # after the first pooling, after the second ReLU
+        return {"input": None, "block 1": self.layers[3], "block 2": self.layers[6]}
 
     def features(self, x): return self.layers(x).mean((2, 3))
 
 # %% ../nbs/runs/01_models.ipynb #9f945602
 class PyramidBlock(nn.Module):
-    "A bottleneck of `width` channels that puts out `4 * width`; what comes in is averaged to the size and padded with zero channels to the width of what goes out."
-    def __init__(self, n_in:int, width:int, stride:int):
+    "A bottleneck of `width` channels that puts out `4 * width`, beside what came in, averaged and padded to fit."
+    def __init__(self,
+        n_in:int, # channels that come in
+        width:int, # channels inside
+        stride:int, # of the 3 x 3 convolution
+    ):
         super().__init__()
         self.layers = nn.Sequential(
             nn.BatchNorm2d(n_in), nn.Conv2d(n_in, width, 1, bias=False),
             nn.BatchNorm2d(width), nn.ReLU(inplace=True), conv3x3(width, width, stride),
-            nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width))
-        self.shortcut = nn.AvgPool2d(2, ceil_mode=True) if stride > 1 else nn.Identity() # ceil: as many pixels as the strided convolution leaves
+            nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 4 * width, 1, bias=False),
+            nn.BatchNorm2d(4 * width))
+        # ceil: as many pixels as the strided convolution leaves
+        self.shortcut = nn.AvgPool2d(2, ceil_mode=True) if stride > 1 else nn.Identity()
 
     def forward(self, x):
         out, shortcut = self.layers(x), self.shortcut(x)
         return out + F.pad(shortcut, (0, 0, 0, 0, 0, out.shape[1] - shortcut.shape[1]))
 
+# %% ../nbs/runs/01_models.ipynb #a7f6c904
 class PyramidNet(Network):
-    "Additive PyramidNet of bottlenecks in three stages, for small images; each stage after the first halves the resolution."
+    "Additive PyramidNet of bottlenecks in three stages, for small images; stages 2 and 3 halve the resolution."
     def __init__(self,
         depth:int, # layers, 9 n + 2 for n blocks per stage
         alpha:float, # $\alpha$, by how many channels the last bottleneck is wider than the stem's 16
@@ -113,10 +140,11 @@ class PyramidNet(Network):
         n, rest = divmod(depth - 2, 9)
         if n < 1 or rest: raise ValueError(f"depth: expected 9 n + 2 with n >= 1 blocks per stage, got {depth}")
         widths = [16] + [round(16 + alpha * (i + 1) / (3 * n)) for i in range(3 * n)]
-        blocks = [PyramidBlock(widths[i] * (4 if i else 1), widths[i + 1], 2 if i in (n, 2 * n) else 1) for i in range(3 * n)]
+        ins, strides = [16] + [4 * w for w in widths[1:]], {n: 2, 2 * n: 2}
+        blocks = [PyramidBlock(ins[i], widths[i + 1], strides.get(i, 1)) for i in range(3 * n)]
         self.stem = nn.Sequential(conv3x3(in_channels, 16), nn.BatchNorm2d(16)) # no ReLU here
-        self.stages, self.norm = nn.Sequential(*[nn.Sequential(*blocks[i:i+n]) for i in (0, n, 2 * n)]), nn.BatchNorm2d(4 * widths[-1])
-        self.head = nn.Linear(4 * widths[-1], n_classes)
+        self.stages = nn.Sequential(*[nn.Sequential(*blocks[i:i+n]) for i in (0, n, 2 * n)])
+        self.norm, self.head = nn.BatchNorm2d(ins[-1]), nn.Linear(ins[-1], n_classes)
         init_convs(self)
 
     @property
@@ -130,19 +158,21 @@ SMALL_IMAGE = 100 # pixels a side below which the stem keeps the resolution
 def fit_stem(
     net:nn.Module, # a network of torchvision, for 3 channels; changed in place
     in_channels:int=3, # C
-    without:tuple=(), # for small images: layers of the stem to leave out, and its first convolution becomes 3 x 3, stride 1; empty: the usual stem
+    without:tuple=(), # small images: layers to leave out, and a first convolution 3 x 3, stride 1; else empty
 ) -> nn.Module: # the same network
     "Fits a network's first convolution to the images. Without anything to change, it keeps its initial weights."
     name, conv = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if without: net.set_submodule(name, init_convs(conv3x3(in_channels, conv.out_channels)))
     elif in_channels != conv.in_channels:
-        new = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None)
-        net.set_submodule(name, init_convs(new) if conv.bias is None else new) # Swin's patch embedding, the one with a bias, is left by torchvision as PyTorch initialises it
+        biased = conv.bias is not None # Swin's patch embedding, which torchvision leaves as PyTorch initialises it
+        new = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=biased)
+        net.set_submodule(name, new if biased else init_convs(new))
     for layer in without: net.set_submodule(layer, nn.Identity())
     return net
 
+# %% ../nbs/runs/01_models.ipynb #a7f6c906
 class TorchvisionNetwork(Network):
-    "A network of torchvision as `head(features(x))`: `net` is the network, an identity in place of its last linear layer, which is the head."
+    "A network of torchvision as `head(features(x))`: its last linear layer is the head, the rest is `net`."
     def __init__(self,
         net:nn.Module, # a classifier whose last linear layer comes last
         places:dict, # name -> name of a module of `net`
@@ -170,9 +200,11 @@ def from_torchvision(
     "A constructor of one of torchvision's networks."
     def make(k, c, size):
         from torchvision.models import get_model # here, since it takes seconds that other networks need not wait for
-        return TorchvisionNetwork(fit_stem(get_model(name, num_classes=k), c, without if size < SMALL_IMAGE else ()), places)
+        net = get_model(name, num_classes=k)
+        return TorchvisionNetwork(fit_stem(net, c, without if size < SMALL_IMAGE else ()), places)
     return make
 
+# %% ../nbs/runs/01_models.ipynb #a7f6c908
 def densenet_bc190(
     n_classes:int, # K
     in_channels:int=3, # C
@@ -181,7 +213,8 @@ def densenet_bc190(
     "DenseNet-BC with 190 layers and growth rate 40."
     from torchvision.models import DenseNet
     net = DenseNet(growth_rate=40, block_config=(31, 31, 31), num_init_features=80, bn_size=4, num_classes=n_classes)
-    fit_stem(net, in_channels, ("features.norm0", "features.relu0", "features.pool0") if size < SMALL_IMAGE else ())
+    small = ("features.norm0", "features.relu0", "features.pool0")
+    fit_stem(net, in_channels, small if size < SMALL_IMAGE else ())
     return TorchvisionNetwork(init_convs(net), {"block 1": "features.denseblock1", "block 2": "features.denseblock2"})
 
 # %% ../nbs/runs/01_models.ipynb #59b0dc25
@@ -192,7 +225,7 @@ def load_imagenet(
     model:TorchvisionNetwork, # with the usual stem; changed in place
     weights:str, # torchvision's name, as in "ResNet18_Weights.IMAGENET1K_V1"
 ) -> TorchvisionNetwork: # the same network
-    "Loads ImageNet-1k weights into all but the head. Errors: `WeightsNotFound` with the file, the address and the cause."
+    "Loads ImageNet-1k weights into all but the head. Errors: `WeightsNotFound` with file, address and cause."
     from torchvision.models import get_weight
     source = get_weight(weights)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(source.url).path).name)
@@ -200,8 +233,10 @@ def load_imagenet(
         state = source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
         model.net.load_state_dict({k: v for k, v in state.items() if not k.startswith(f"{model.head_name}.")})
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        what = "is not a readable file of these weights; remove it" if file.exists() else "is missing and cannot be fetched; put it there"
-        raise WeightsNotFound(f"{weights}: {file} {what} ({source.url}). {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
+        what = "is missing and cannot be fetched; put it there"
+        if file.exists(): what = "is not a readable file of these weights; remove it"
+        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+        raise WeightsNotFound(f"{weights}: {file} {what} ({source.url}). {why}") from e
     return model
 
 # %% ../nbs/runs/01_models.ipynb #0632a680
@@ -212,19 +247,23 @@ class Entry:
     smallest:int=1 # pixels a side, at least
     weights:str|None=None # torchvision's name of its ImageNet-1k weights
 
+def _preact(depths, widths, stem): return lambda k, c, size: PreActResNet(depths, widths, stem, k, c)
+def _resnet(name): return from_torchvision(name, STAGES, ("maxpool",))
+
 MODELS = {
     "small": Entry(lambda k, c, size: Small(k, c), 4),
-    "preact_resnet18": Entry(lambda k, c, size: PreActResNet((2, 2, 2, 2), (64, 128, 256, 512), 64, k, c)),
-    "preact_resnet34": Entry(lambda k, c, size: PreActResNet((3, 4, 6, 3), (64, 128, 256, 512), 64, k, c)),
-    "wrn28_10": Entry(lambda k, c, size: PreActResNet((4, 4, 4), (160, 320, 640), 16, k, c)),
+    "preact_resnet18": Entry(_preact((2, 2, 2, 2), (64, 128, 256, 512), 64)),
+    "preact_resnet34": Entry(_preact((3, 4, 6, 3), (64, 128, 256, 512), 64)),
+    "wrn28_10": Entry(_preact((4, 4, 4), (160, 320, 640), 16)),
     "densenet_bc190": Entry(densenet_bc190, 4),
     "pyramidnet272_200": Entry(lambda k, c, size: PyramidNet(272, 200, k, c)),
-    "resnet18": Entry(from_torchvision("resnet18", STAGES, ("maxpool",)), 1, "ResNet18_Weights.IMAGENET1K_V1"),
-    "resnet34": Entry(from_torchvision("resnet34", STAGES, ("maxpool",)), 1, "ResNet34_Weights.IMAGENET1K_V1"),
-    "resnet50": Entry(from_torchvision("resnet50", STAGES, ("maxpool",)), 1, "ResNet50_Weights.IMAGENET1K_V1"),
-    "resnet101": Entry(from_torchvision("resnet101", STAGES, ("maxpool",)), 1, "ResNet101_Weights.IMAGENET1K_V1"),
-    "resnext50": Entry(from_torchvision("resnext50_32x4d", STAGES, ("maxpool",)), 1, "ResNeXt50_32X4D_Weights.IMAGENET1K_V1"),
-    "mobilenet_v3_large": Entry(from_torchvision("mobilenet_v3_large", MOBILENET), 32, "MobileNet_V3_Large_Weights.IMAGENET1K_V1"),
+    "resnet18": Entry(_resnet("resnet18"), 1, "ResNet18_Weights.IMAGENET1K_V1"),
+    "resnet34": Entry(_resnet("resnet34"), 1, "ResNet34_Weights.IMAGENET1K_V1"),
+    "resnet50": Entry(_resnet("resnet50"), 1, "ResNet50_Weights.IMAGENET1K_V1"),
+    "resnet101": Entry(_resnet("resnet101"), 1, "ResNet101_Weights.IMAGENET1K_V1"),
+    "resnext50": Entry(_resnet("resnext50_32x4d"), 1, "ResNeXt50_32X4D_Weights.IMAGENET1K_V1"),
+    "mobilenet_v3_large": Entry(from_torchvision("mobilenet_v3_large", MOBILENET), 32,
+                                "MobileNet_V3_Large_Weights.IMAGENET1K_V1"),
     "swin_t": Entry(from_torchvision("swin_t", SWIN), 32, "Swin_T_Weights.IMAGENET1K_V1"),
 }
 
@@ -238,11 +277,18 @@ def build(
 ) -> Network:
     "A freshly initialised network; torch's random state decides the weights."
     entry = MODELS[check_choice("model", name, list(MODELS))]
-    for what, value, least in (("n_classes", n_classes, 1), ("in_channels", in_channels, 1), ("size", size, entry.smallest)):
-        if not isinstance(value, int) or value < least: raise ValueError(f"{what}: {name} takes an integer of {least} or more, got {value!r}")
-    if pretrained and not entry.weights:
-        raise ValueError(f"pretrained: {name} has no ImageNet weights; allowed: {', '.join(n for n, e in MODELS.items() if e.weights)}")
-    if pretrained and (in_channels != 3 or size < SMALL_IMAGE):
-        raise ValueError(f"pretrained: {name}'s ImageNet weights take 3 channels and a size of {SMALL_IMAGE} or more, got {in_channels} and {size}")
+    given = ("n_classes", n_classes, 1), ("in_channels", in_channels, 1), ("size", size, entry.smallest)
+    for what, value, least in given:
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{what}: {name} takes an integer of {least} or more, got {value!r}")
+    if pretrained: _check_weights(name, in_channels, size)
     model = entry.make(n_classes, in_channels, size)
     return load_imagenet(model, entry.weights) if pretrained else model
+
+def _check_weights(name, in_channels, size):
+    if not MODELS[name].weights:
+        allowed = ", ".join(n for n, e in MODELS.items() if e.weights)
+        raise ValueError(f"pretrained: {name} has no ImageNet weights; allowed: {allowed}")
+    if in_channels != 3 or size < SMALL_IMAGE:
+        wanted = f"3 channels and a size of {SMALL_IMAGE} or more"
+        raise ValueError(f"pretrained: {name}'s ImageNet weights take {wanted}, got {in_channels} and {size}")

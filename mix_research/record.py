@@ -48,11 +48,12 @@ def unsealed(
     if _checksum(values) != checksum: raise BadRecord("checksum does not match: edited or damaged")
     return values
 
-# %% ../nbs/runs/07_record.ipynb #4fb938cc
-def now() -> str: # UTC, ISO 8601
+# %% ../nbs/runs/07_record.ipynb #8d0f3a21
+def now() -> str: # UTC, ISO 8601, to the second
     "The date of a record."
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
+# %% ../nbs/runs/07_record.ipynb #4fb938cc
 def _numbers(row) -> bool: return isinstance(row, dict) and all(isinstance(v, (int, float)) for v in row.values())
 
 @dataclass
@@ -60,13 +61,13 @@ class Record:
     "What came of a run."
     run:Run # what was run
     status:Literal["ok", "failed"] # did it end well?
-    metrics:dict # final numbers: top1, top5, loss on the test images (last epoch), top1_best, weights (the network's hash)
+    metrics:dict # top1, top5 and loss on the test images (last epoch), top1_best, weights (the network's hash)
     history:list # per epoch: epoch, lr, train_loss, and where it was evaluated loss, top1 and top5 on the test images
     timing:dict # seconds, seconds_per_epoch (median, of training alone), images_per_second, peak_memory_mb (GPU only)
     environment:dict # device, threads, versions, commit
     date:str # UTC, ISO 8601
     error:str="" # why it failed
-    evaluations:dict=field(default_factory=dict) # of the trained network, later: name -> what, values, date (see `evaluate`)
+    evaluations:dict=field(default_factory=dict) # of the trained network: name -> what, values, date
 
     def __post_init__(self):
         fit_fields(self)
@@ -92,7 +93,8 @@ def value(self:Record,
     "A number of the training, on the test images."
     parts = re.fullmatch(r"(loss|top1|top5)(_best|_mean([1-9]\d*))?", name)
     if not parts:
-        raise ValueError(f"metric: unknown {name!r}; allowed: loss, top1, top5, and each with _best or _mean10 (any number)")
+        allowed = "loss, top1, top5, and each with _best or _mean10 (any number)"
+        raise ValueError(f"metric: unknown {name!r}; allowed: {allowed}")
     column, how, n = parts.groups()
     if not how: return self.metrics.get(column)
     before = self.run.epochs - int(n) if n else -math.inf

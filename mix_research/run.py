@@ -60,7 +60,7 @@ class Run:
     channels_last:bool=True # the network's memory format: the channels of a pixel beside each other
     fused:bool=True # the optimiser updates all weights in one kernel
     compile:bool=False # network and mixing compiled by torch.compile, as far as the method allows
-    cuda_graphs:bool=False # with `compile`, on a GPU: a step's kernels recorded once and replayed, if batches are of one size
+    cuda_graphs:bool=False # with `compile`, on a GPU: a step's kernels recorded and replayed, if batches have one size
     drop_last:bool=False # leave out an incomplete last batch
     per_class:Natural=0 # training images of each class, drawn by the seed and the same for all methods; 0: all
 

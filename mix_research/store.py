@@ -125,8 +125,9 @@ def claim(self:Store,
         path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
         lock.release()
 
+# %% ../nbs/runs/08_store.ipynb #9e411f25
 def claimed(
-    path:Path, # of a claim, or of another file beside it
+    path:Path, # of a claim, or of another file of the same run
 ) -> bool:
     "Does a living process hold it?"
     claim = path.with_suffix(ENDS["claim"])
@@ -156,6 +157,7 @@ class Log:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(line) + "\n")
 
+# %% ../nbs/runs/08_store.ipynb #9e411f27
 def read_log(
     path:str|Path, # a file that `Log` wrote
 ) -> list[dict]: # events; lines that are not whole are left out
@@ -181,7 +183,7 @@ def committed_records() -> list[Path]: # folders
     return [p.parent / "records" for p in sorted(papers_dir().glob("*/protocol.yaml"))]
 
 def default_records() -> Path:
-    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/` or in the working directory."
+    "Where your own records go: `$MIX_RESEARCH_RECORDS`, or `reproduced/records` beside `papers/` or here."
     papers, here = papers_dir(), Path.cwd()
     own = papers.parent / "reproduced"
     if papers.parent == PACKAGE: # here, or where the working directory is inside one already

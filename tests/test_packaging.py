@@ -257,7 +257,7 @@ def test_a_method_in_one_notebook(checkout, tmp_path):
     code = """
 import sys, mix_research; assert mix_research.__file__.startswith(sys.argv[1]), mix_research.__file__
 from mix_research import mixers, wavemix
-from mix_research.run import Run
+from mix_research.record import Run
 assert mixers.MIXERS["wavemix"] is wavemix.WaveMix and Run(method="wavemix", method_args={"wrap": False}).mixer().wrap is False"""
     run(sys.executable, "-c", code, checkout, cwd=checkout)
     (nbs / "wavemix.ipynb").unlink()
