@@ -34,7 +34,7 @@ def _holm(p): # p-values of several comparisons, corrected; without a number sta
     corrected = (tested * list(range(len(tested), 0, -1))).cummax().clip(upper=1)
     return corrected.reindex(p.index)
 
-# %% ../nbs/tables/05_compare.ipynb #195b5808
+# %% ../nbs/tables/05_compare.ipynb #4442e6f0
 def paired(
     study:Study, # with records
     pairs, # list of (method, the one it is compared with)
@@ -42,7 +42,7 @@ def paired(
     level:float=.95, # of the interval, between 0 and 1
 ) -> pd.DataFrame: # method, against, dataset, model, how, n, difference, spread, low, high, p
     """Differences seed by seed: how many seeds both have, mean and standard deviation of the difference, its interval
-    from low to high, and p (two-sided, Holm's over the pairs of a scenario). One seed gives no interval, none no line."""
+    from low to high, and p (two-sided, Holm's over the pairs of a scenario). One seed has no interval, none no line."""
     if not 0 < level < 1: raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     parts = []
     for scenario, v in _by_seed(study, metric):

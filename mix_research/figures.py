@@ -39,7 +39,7 @@ def photos(
     "The first `n` photographs, cut to their central square."
     return torch.stack([_photo(name, size) for name in PHOTOS[:n]])
 
-# %% ../nbs/tables/06_figures.ipynb #50025ab7
+# %% ../nbs/tables/06_figures.ipynb #4de1986f
 def _inline(*formats, **kw):
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -57,6 +57,7 @@ def _draw(ax, image):
     if image.ndim == 2: ax.imshow(image, cmap="gray", vmin=0, vmax=1)
     else: ax.imshow(image.permute(1, 2, 0))
 
+# %% ../nbs/tables/06_figures.ipynb #15108465
 def grid(
     rows:list, # rows of images: (3, H, W), (1, H, W) or (H, W) in [0, 1]; None leaves a gap
     titles=(), # above the columns
@@ -194,7 +195,7 @@ def _bars(ax, here, study):
     ax.set(xticks=[], ylim=(max(0, low - .5 * room), high + .25 * room))
     ax.grid(False, axis="x")
 
-# %% ../nbs/tables/06_figures.ipynb #d5f576bd
+# %% ../nbs/tables/06_figures.ipynb #bb57fa6d
 def history(
     study, # a `Study`
     column:str="top1", # of the records' histories
@@ -208,6 +209,7 @@ def history(
         lines += [(*cell, h["epoch"], scale * h[column]) for h in record.history if column in h]
     return pd.DataFrame(lines, columns=["method", *SCENARIO, "seed", "epoch", "value"])
 
+# %% ../nbs/tables/06_figures.ipynb #31b662e2
 def curves(
     study, # a `Study`
     column:str="top1", # of the records' histories
@@ -236,7 +238,7 @@ def _curves(ax, here, study, band):
     ax.set_xlabel("epoch")
     ax.xaxis.get_major_locator().set_params(integer=True)
 
-# %% ../nbs/tables/06_figures.ipynb #c1127661
+# %% ../nbs/tables/06_figures.ipynb #eda73039
 def argument(
     args:dict, # of a method
     name:str, # a hyperparameter, of the method or of one inside it
@@ -246,6 +248,7 @@ def argument(
     inside = (argument(a, name) for a in args.values() if isinstance(a, dict))
     return next((v for v in inside if v is not None), None)
 
+# %% ../nbs/tables/06_figures.ipynb #48286211
 def sweep(
     study, # a `Study`
     name:str, # a hyperparameter, e.g. "beta"
@@ -279,7 +282,7 @@ def _swept(ax, lines, method, label): # by `x`; a horizontal line where there is
     low, high = flat.mean() - flat.std(), flat.mean() + flat.std()
     if len(flat) > 1: ax.axhspan(low, high, color=shown["color"], alpha=.12, linewidth=0)
 
-# %% ../nbs/tables/06_figures.ipynb #72805cc8
+# %% ../nbs/tables/06_figures.ipynb #83317f69
 def gains(
     study, # a `Study`
     method:str, # one of its methods
@@ -296,6 +299,7 @@ def gains(
         if len(v): lines.append((*scenario, gain.mean(), gain.sem()))
     return pd.DataFrame(lines, columns=[*SCENARIO, "gain", "error"])
 
+# %% ../nbs/tables/06_figures.ipynb #5e9da604
 def _claims(line): # does a line of a `reference.csv` say in how many scenarios something gains, or how much?
     counts = line.metric == "scenario_count" and line.setting.get("condition", "").startswith("above")
     return (counts or line.metric in ("gain_min", "gain_max", "gain_mean")) and "vs" in line.setting
@@ -303,8 +307,8 @@ def _claims(line): # does a line of a `reference.csv` say in how many scenarios 
 def printed_gains(
     lines:pd.DataFrame, # of a `reference.csv`, as `study.reference` gives them
 ) -> dict: # (method, tuple of those it is compared with) -> its numbers, see below
-    """The ranges of gains that a paper prints, over the scenarios in which there is a gain: gain_min, gain_max, gain_mean;
-    and how many those are, where it says so: scenario_count of scenarios_total."""
+    """The ranges of gains that a paper prints, over the scenarios in which there is a gain: gain_min, gain_max,
+    gain_mean; and how many those are, where it says so: scenario_count of scenarios_total."""
     found = {}
     for v in filter(_claims, lines.itertuples()):
         against = v.setting["vs"].removeprefix("max(").removesuffix(")").split(",")
@@ -313,7 +317,7 @@ def printed_gains(
         if v.metric == "scenario_count": claim["scenarios_total"] = int(v.setting["scenarios_total"])
     return found
 
-# %% ../nbs/tables/06_figures.ipynb #1bedfd69
+# %% ../nbs/tables/06_figures.ipynb #a66487c6
 def claim_name(
     study, # a `Study`
     method:str, # that gains
@@ -324,6 +328,7 @@ def claim_name(
     several = "the better of " if len(against) > 1 else ""
     return f"{study.label(method)} over {several}{' and '.join(map(study.label, against))}"
 
+# %% ../nbs/tables/06_figures.ipynb #a1dce23e
 def gain_ranges(
     studies, # a list of `Study`
     claims:dict, # from `printed_gains`

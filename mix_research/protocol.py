@@ -54,11 +54,12 @@ class Artefact:
     against:str = "baseline" # the row that gains are counted from
     reference:Names = field(default_factory=Names) # where `reference.csv` has other names
 
-# %% ../nbs/tables/01_protocol.ipynb #955b0be9
+# %% ../nbs/tables/01_protocol.ipynb #1d4e8df5
 def _with_arguments(row): return isinstance(row.get("method_args", {}), dict)
 
 Row = Annotated[dict, Rule("fields of Run, `method_args` names and values", _with_arguments)]
 
+# %% ../nbs/tables/01_protocol.ipynb #3a5d7c76
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     "How the tables and figures of a paper are trained."
@@ -133,7 +134,7 @@ def reference(
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]
     return table
 
-# %% ../nbs/tables/01_protocol.ipynb #755cd987
+# %% ../nbs/tables/01_protocol.ipynb #77ff39a2
 @dataclass(frozen=True)
 class Metric:
     "A number of an evaluation, as a table may ask for it."
@@ -158,6 +159,7 @@ METRICS = {
     "separability": Metric("features", "separability", scale=1.),
 }
 
+# %% ../nbs/tables/01_protocol.ipynb #1d468528
 def lower_is_better(
     metric:str, # of a paper or of a record
 ) -> bool:

@@ -53,7 +53,7 @@ def progress_line(
     numbers = [f"{len(study.measured(metric))} for {study.label(metric)}" for metric in study.metrics()]
     return f"{line} Networks with a number: {', '.join(numbers)}."
 
-# %% ../nbs/tables/03_sentences.ipynb #c5519e07
+# %% ../nbs/tables/03_sentences.ipynb #77a76bf0
 def _lead(t, a, b, sign): # of a over b and its standard error; `t` has mean and squared standard error of each method
     return sign * (t["mean"][a] - t["mean"][b]), (t["error"][a] + t["error"][b])**.5
 
@@ -74,6 +74,7 @@ def _against(study, hero, rivals, others, t, sign): # of a scenario: the paper's
     return (f"{study.label(hero)} against the best of {others}, {study.label(rival)}: "
             f"{sign * lead:+.2f} (standard error {error:.2f}), {told}.")
 
+# %% ../nbs/tables/03_sentences.ipynb #dc7fb2aa
 def _paper_says(study, hero, paper, sign): # of each cell: the lead that the paper prints
     for cell in study.spec.cells:
         rivals = [m for m, *c in paper if tuple(c) == cell and m not in (study.against, hero)]
@@ -82,7 +83,7 @@ def _paper_says(study, hero, paper, sign): # of each cell: the lead that the pap
         lead = paper[(hero, *cell)][0] - paper[(rival, *cell)][0]
         yield f"The paper, {study.title(cell)}: {study.label(hero)} {lead:+.2f} against {study.label(rival)}."
 
-# %% ../nbs/tables/03_sentences.ipynb #78ac54d5
+# %% ../nbs/tables/03_sentences.ipynb #835cda84
 def conclusions(
     study, # a `Study`
     hero:str, # the paper's method
@@ -101,6 +102,7 @@ def conclusions(
         if hero in t.index and rivals: out.append(_against(study, hero, rivals, others, t, sign))
     return [*out, *_paper_says(study, hero, paper, sign)]
 
+# %% ../nbs/tables/03_sentences.ipynb #195d89e8
 def conclusions_by_metric(
     study, # a `Study` with several metrics
     hero:str, # the paper's method
@@ -140,7 +142,7 @@ def corrupted_images(
     kinds, severities = (_counts(v[f"error_of_{of}"] for v in found) for of in ("corruption", "severity"))
     return f"Corrupted images: {networks}, {kinds} kinds at {severities} severities."
 
-# %% ../nbs/tables/03_sentences.ipynb #246b51b1
+# %% ../nbs/tables/03_sentences.ipynb #5785a522
 def _text(v):
     if isinstance(v, dict): return ", ".join(f"{k} {_text(w)}" for k, w in v.items())
     return " ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
@@ -155,6 +157,7 @@ def _grid(first, lines): # a table of two columns
 
 def _list(lines): return "\n".join(f"- {name}: {text}" for name, text in lines.items())
 
+# %% ../nbs/tables/03_sentences.ipynb #23b3d30f
 def settings(
     paper:str, # a name among `protocol.papers()`
 ) -> str: # Markdown

@@ -24,7 +24,7 @@ _all_ = ["METRICS", "PACKAGE", "artefacts", "committed_records", "default_record
 __all__ = ['Study', 'train_all', 'open_study', 'METRICS', 'PACKAGE', 'artefacts', 'committed_records', 'default_records',
            'papers_dir', 'protocol_of', 'reference']
 
-# %% ../nbs/tables/04_study.ipynb #1e926a00
+# %% ../nbs/tables/04_study.ipynb #2fbd5bcd
 def _chosen(name, given, allowed): # all, if none is given
     for g in given: check_choice(name, g, allowed)
     return list(dict.fromkeys(given or allowed))
@@ -38,6 +38,7 @@ def _folders(records, own): # of records; the first is written to
     if records: return [records]
     return [default_records()] if own else committed_records()
 
+# %% ../nbs/tables/04_study.ipynb #02e45a95
 class Study:
     "One table or figure of a paper at one preset."
     def __init__(self,
@@ -86,7 +87,7 @@ class Study:
         "What tables call all of them together."
         return ", ".join(self.label(p) for p in parts if p)
 
-# %% ../nbs/tables/04_study.ipynb #720afb68
+# %% ../nbs/tables/04_study.ipynb #2d358288
 @patch
 def run(self:Study,
     method:str, # a row
@@ -111,6 +112,7 @@ def run(self:Study,
     ]
     return _shortened(Run.from_dict({k: v for layer in layers for k, v in layer.items()}), self.amount.epochs_share)
 
+# %% ../nbs/tables/04_study.ipynb #b5e1fdd2
 def _method(p, method, dataset, model): # what a row says, with its arguments for this network and this data set
     row = p.methods[method]
     special = p.by_model.get(model, {}).get(method, {}) | p.by_dataset.get(dataset, {}).get(method, {})
@@ -139,7 +141,7 @@ def _plan(study):
     plan = pd.DataFrame(lines, columns=[*told_apart, "run"])
     return plan.drop_duplicates(told_apart).reset_index(drop=True)
 
-# %% ../nbs/tables/04_study.ipynb #ddc4af2f
+# %% ../nbs/tables/04_study.ipynb #c2a057fd
 @patch
 def records(self:Study) -> dict: # Run -> Record, for runs that have one
     "What is in the store."
@@ -156,6 +158,7 @@ def _value(record, metric): # as a table shows it; None if it was not evaluated
     value = found["values"][m.value]
     return m.scale * (value if m.at is None else value[m.at])
 
+# %% ../nbs/tables/04_study.ipynb #647cce61
 @patch
 def measured(self:Study,
     metric:str|None=None, # a metric of the paper; the table's last if not given
@@ -228,7 +231,7 @@ def seconds(self:Study) -> pd.DataFrame: # method, dataset, model, how, seed, se
     base = t[t.method == self.against].groupby(SCENARIO).seconds.median().to_dict()
     return t.assign(ratio=[v.seconds / base.get((v.dataset, v.model, v.how), float("nan")) for v in t.itertuples()])
 
-# %% ../nbs/tables/04_study.ipynb #520e1137
+# %% ../nbs/tables/04_study.ipynb #70b52cd0
 @patch
 def table(self:Study) -> pd.DataFrame: # texts, ready to print
     "The table: the paper's numbers, and ours."
@@ -244,6 +247,7 @@ def costs(self:Study) -> pd.DataFrame: # texts, ready to print; no rows if nothi
     "Training cost over that of the row `against`: the paper's, and the median over seeds, in brackets the range."
     return tables.costs(self)
 
+# %% ../nbs/tables/04_study.ipynb #40127188
 @patch
 def caption(self:Study) -> str:
     "What a reader must know to read the table: preset, seeds, number of runs and dates."
@@ -292,7 +296,7 @@ def train(self:Study, **kw) -> list: # records of failed runs
     "Trains and evaluates what has no successful record; arguments as of `train_all`."
     return train_all([self], **kw)
 
-# %% ../nbs/tables/04_study.ipynb #44e0e06f
+# %% ../nbs/tables/04_study.ipynb #5f7a85a2
 def _tasks(studies, again=False): # of each run that is not finished, with all that any of the studies wants of it
     tasks = {}
     for s in studies:
@@ -304,6 +308,7 @@ def _tasks(studies, again=False): # of each run that is not finished, with all t
             known += [w for w in task.wanted if w not in known]
     return list(tasks.values())
 
+# %% ../nbs/tables/04_study.ipynb #92e144af
 def train_all(
     studies:list, # of `Study`
     device=None, # where; the GPU if there is one

@@ -108,7 +108,7 @@ def costs(
     shown = {title: [cells.get(m, "") for m in rows] for title, cells in columns.items() if cells}
     return pd.DataFrame(shown, index=pd.Index(map(study.label, rows), name="Training cost"))
 
-# %% ../nbs/tables/02_table.ipynb #429a9431
+# %% ../nbs/tables/02_table.ipynb #acf7327a
 def _markdown(table): return table.to_markdown(disable_numparse=True)
 def _wrapped(text, width, indent=""):
     how = dict(initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
@@ -124,6 +124,7 @@ def for_terminal(
     if width is None or _fits(text, width): return text
     return "\n\n".join(_narrow(title, part, width) for title, part in _parts(table))
 
+# %% ../nbs/tables/02_table.ipynb #f20ec1a7
 def _parts(table): # (title, its columns under short names) for each scenario and metric
     places, names = {}, []
     for i, name in enumerate(table.columns):
@@ -141,6 +142,7 @@ def _narrow(title, part, width):
     else: texts = [_lines(part, width)]
     return "\n\n".join([_wrapped(title, width), *texts] if title else texts)
 
+# %% ../nbs/tables/02_table.ipynb #cac8f582
 def _lines(part, width): # of each row its name, and under it what stands in each column
     out = []
     for name, cells in zip(part.index, part.itertuples(index=False)):

@@ -13,13 +13,14 @@ from notebooks import library, notebook
 from papers import papers
 from reference import api
 from rooms import MODULES
-from sources import HERE, NAMES, ROOT, SPECS, WORK, forget, write
+from sources import HERE, NAMES, ROOT, SPECS, WORK, filled, forget, write
 from which import which
 
-OLD = """00_mix 00a_targets 01_masks 01a_base 01b_classic 01c_features 02_mixers 03_randomix 04_miamix 05_lmix 06_synermix
-06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback 11_record 12_pictures
-13_adapters 13a_parallel 14_checkpoint 15_train 16_corruptions 17_evaluate 18_doctor 19_starter 19_workers 20_study 21_cli
-22_compare 23_speed""".split()  # addresses of notebooks before they stood in folders
+OLD = """00_mix 00a_targets 01_masks 01a_base 01b_classic 01c_features 02_mixers 03_randomix 04_miamix 05_lmix
+06_synermix 06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback 11_record
+12_pictures 13_adapters 13a_parallel 14_checkpoint 15_train 16_corruptions 17_evaluate 18_doctor 19_starter 19_workers
+20_study 21_cli 22_compare 23_speed""".split()  # addresses of notebooks before they stood in folders
+LEADS_ON = '<!doctype html><meta http-equiv="refresh" content="0; url={to}"><title>{name}</title><a href="{to}">{name}</a>\n'
 NOW = dict(batches="loaders", pictures="figures", workers="jobs")  # modules that have another name
 
 
@@ -35,10 +36,7 @@ def front(x):
     "Writes the front page."
     runs = sum(len(list(folder.glob("*.json"))) for folder in committed_records())
     links = "\n".join(f"{name} <papers/{paper}/index>" for paper, name in NAMES.items())
-    page = (HERE / "index.md").read_text()
-    known = dict(tiles=tiles(x), artefacts=str(len(SPECS)), runs=str(runs), papers=links)
-    for what, text in known.items(): page = page.replace(f"{{{{{what}}}}}", text)
-    write("index.md", page)
+    write("index.md", filled("index.md", tiles=tiles(x), artefacts=len(SPECS), runs=runs, papers=links))
 
 
 def sources():
@@ -57,8 +55,7 @@ def leading_on(out):
         room = MODULES.get(NOW.get(name, name))
         if not room: continue
         to = room.page.replace(".ipynb", ".html")
-        (out / "nbs" / f"{old}.html").write_text(
-            f'<!doctype html><meta http-equiv="refresh" content="0; url={to}"><title>{name}</title><a href="{to}">{name}</a>\n')
+        (out / "nbs" / f"{old}.html").write_text(LEADS_ON.format(to=to, name=name))
 
 
 def main(out=ROOT / "_docs"):

@@ -89,7 +89,7 @@ def axis(x, low, high, bottom, middle, xlabel):
 
 
 def dots(rows, theirs, ours, labels, width=420, longest=30, line=21, xlabel=""):
-    "A row per method; rings are the paper's numbers, one per column, discs with bars are ours with two standard errors."
+    "A row per method: the paper's numbers as rings, one per column, ours as discs with two standard errors."
     low, high = span(rows, theirs, ours)
     names = [shortened(labels(m), longest) for m in rows]
     left, bottom = 18 + 5.6 * max(map(len, names)), 8 + line * len(rows)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mix_research import figures
 from mix_research.mixers import build
-from sources import HERE, write
+from sources import filled, write
 
 SIZE, SEEDS = 144, 5  # pixels along a side; draws to choose from
 LAMS = [k / 10 for k in range(11)]  # shares to choose from
@@ -109,9 +109,7 @@ def mixing(x):
     data = json.dumps(dict(size=SIZE, lams=LAMS, images=images, methods=methods))
     write("static/mix-data.js", f"const MIX = {data};\n")
     count = sum(len(row) for rows in drawn.values() for row in rows)
-    page = (HERE / "mix.md").read_text()
-    for what, value in dict(draws=count, size=SIZE, seeds=SEEDS).items(): page = page.replace(f"{{{{{what}}}}}", str(value))
-    write("mix.md", page)
+    write("mix.md", filled("mix.md", draws=count, size=SIZE, seeds=SEEDS))
 
 
 def telling(mixer, batch):

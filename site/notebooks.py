@@ -7,6 +7,7 @@ from rooms import ROOMS, WINGS, linked, relinked
 from sources import hidden_toc, prose, write
 
 TEST = re.compile(r"^\s*(?:test_\w+\(|check_mixer\(|assert |for .*: ?(?:test_|check_)|with .*: ?test_)", re.M)
+PLAIN_TABLE = "<table(?! class)"
 FOLDED = dict(tags=["hide-cell"], mystnb={"code_prompt_show": "Test", "code_prompt_hide": "Test"})
 
 
@@ -44,7 +45,7 @@ def readable(cell, room, up, hide_code):
     cell.metadata = nbformat.from_dict(shown_as(cell, hide_code))
     cell.source = cell.source.removeprefix(directives_of(cell.source)[1]).strip("\n")
     for data in (o.data for o in cell.outputs if "data" in o):
-        if "text/html" in data: data["text/html"] = re.sub("<table(?! class)", '<table class="dataframe"', data["text/html"])
+        if "text/html" in data: data["text/html"] = re.sub(PLAIN_TABLE, '<table class="dataframe"', data["text/html"])
         if "text/markdown" in data: data["text/markdown"] = relinked(data["text/markdown"], up)
     return cell
 

@@ -8,6 +8,7 @@ import nbformat
 from PIL import Image
 
 from charts import OURS, PAPER, STUDIES, compared_rows, differences, dots, key
+from mix_research.protocol import protocol_of
 from mix_research.study import papers_dir
 from notebooks import notebook
 from rooms import MODULES
@@ -114,33 +115,32 @@ def comparable(names): return [n for n in names if n in STUDIES and all(differen
 # --- pages
 
 def introduction(paper, protocol):
-    "Title of the paper, what its method is, and the way to its notebook."
+    "Title of the paper, what its method is, and the ways to its notebook and its settings."
     title = f"*{protocol.title}*\n\n" if protocol.title != NAMES[paper] else ""
-    if paper not in MODULES: return f"{title}What none of the four papers shows, under one protocol for all methods.\n"
+    settings = "[Settings](settings.ipynb): what is left open, and what we chose.\n"
+    if paper not in MODULES:
+        return f"{title}What none of the four papers shows, under one protocol for all methods. {settings}"
     room = MODULES[paper]
-    return f"{title}{prose(room.says)} [The method, explained](../../nbs/{room.page}).\n"
+    return f"{title}{prose(room.says)} [The method, explained](../../nbs/{room.page}). {settings}"
 
 
-def choices(protocol):
-    "What the paper leaves open, and where it disagrees with itself."
-    text = "\n## What is left open, and what we chose\n\n"
-    text += "\n".join(f"{upper(k)}\n: {prose(v)}\n" for k, v in protocol.unstated.items())
-    against_itself = [f"- {prose(v)}" for v in protocol.contradictions.values()]
-    if not against_itself: return text
-    return text + "\n## Where the paper disagrees with itself\n\n" + "\n".join(against_itself)
+def contradictions(protocol):
+    "Where the paper disagrees with itself."
+    lines = [f"- {prose(text)}" for text in protocol.contradictions.values()]
+    return "\n## Where the paper disagrees with itself\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def paper_page(paper):
     "The page of one paper."
     names, kind = of_paper(paper), "Notebooks" if paper == "beyond" else "Tables and figures"
-    protocol = STUDIES[next(n for n in names if n in STUDIES)].protocol
+    protocol = protocol_of(paper)
     text = f"# {NAMES[paper]}\n\n{introduction(paper, protocol)}\n## {kind}\n{cards(names, f'{paper}/', '../../')}"
     compared = comparable(names)
     if compared:
         text += f"\n## Paper against ours\n{html(key(PAPER, OURS))}\n{warning(compared)}"
         text += "".join(comparison(n, "../../") for n in compared)
-    toc = [f"{title_in_short(n)} <{n.split('/')[1]}>" for n in names]
-    write(f"papers/{paper}/index.md", f"{text}{choices(protocol)}\n\n{hidden_toc(toc)}")
+    toc = [f"{title_in_short(n)} <{n.split('/')[1]}>" for n in names] + ["Settings <settings>"]
+    write(f"papers/{paper}/index.md", f"{text}{contradictions(protocol)}{hidden_toc(toc)}")
 
 
 def gallery():
@@ -172,6 +172,9 @@ def papers():
         top = f"[{NAMES[paper]}](index.md) · {status(name)}"
         notebook(papers_dir() / f"{name}.ipynb", f"papers/{name}.ipynb", top, hide_code=True)
     notebook(papers_dir() / "speed.ipynb", "papers/speed.ipynb", hide_code=True)
-    for paper in PAPERS: paper_page(paper)
+    for paper in PAPERS:
+        page = f"{paper}/settings.ipynb"
+        notebook(papers_dir() / page, f"papers/{page}", f"[{NAMES[paper]}](index.md)", hide_code=True)
+        paper_page(paper)
     gallery()
     glance()

@@ -10,11 +10,11 @@ import nbformat
 from sources import ROOT
 
 WINGS = {  # folder -> title, sentence
-    "mixing": ("Mixing", "The methods, in torch alone: what a mix is, how it is drawn, and what becomes of the labels."),
-    "inputs": ("Inputs", "From files to batches on the device: data sets, where they come from, and their augmentation."),
+    "mixing": ("Mixing", "The methods, in torch alone: what a mix is, how it is drawn, what becomes of the labels."),
+    "inputs": ("Inputs", "From files to batches on the device: data sets, their sources, and their augmentation."),
     "runs": ("Runs", "From a description of a training to its record: networks, the loop, checkpoints, evaluations."),
     "tables": ("Tables", "From records to a paper's table or figure, with the paper's number beside ours."),
-    "app": ("At the terminal", "What is typed: commands, the check of an installation, a start for a method of your own."),
+    "app": ("At the terminal", "What is typed: commands, a check of the installation, a start for your own method."),
 }
 
 

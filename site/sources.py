@@ -24,6 +24,13 @@ def forget():
         if path.is_file() and path not in written: path.unlink()
 
 
+def filled(page, **known):
+    "A page of this folder, with what stands in double braces filled in."
+    text = (HERE / page).read_text()
+    for what, value in known.items(): text = text.replace(f"{{{{{what}}}}}", str(value))
+    return text
+
+
 def html(text): return f"\n```{{raw}} html\n{text}\n```\n"
 
 

@@ -197,7 +197,8 @@ def what_each_needs():
 
 {table}
 
-Cost: times plain training, as above. Printed: gain in top-1 over plain training, least to largest of what the papers print.
+Cost: times plain training, as above. Printed: gain in top-1 over plain training, least to largest of what the papers \
+print.
 """
 
 
@@ -265,14 +266,16 @@ def to_start_with():
     "The methods that three papers train, their gains, and that none is always safe."
     gains = printed()
     several = [m for m in by_gain() if gains[gains.method == m].paper.nunique() > 2]
-    columns = gains.pivot_table(index=["artefact", "dataset", "model"], columns="method", values="gain")[several].dropna()
+    columns = gains.pivot_table(index=["artefact", "dataset", "model"], columns="method", values="gain")
+    columns = columns[several].dropna()
     best = columns.idxmax(axis=1).value_counts()
     worst = gains.loc[gains[gains.method.isin(several)].gain.idxmin()]
     medians = ", ".join(f"{columns[m].median():+.2f} ({label(m)})" for m in several)
     firsts = ", ".join(f"{label(m)} is the best of them in {best.get(m, 0)}" for m in several)
     return (f"- **To start with: {listed(several[:-1])} or {label(several[-1])}.** Three of the papers train them all, "
             f"in {len(columns)} columns of their tables; median gains in top-1 over plain training are {medians}, and "
-            f"{firsts}. None is always safe: {label(worst.method)} loses {-worst.gain:.2f} points in {link(worst.artefact)}.\n")
+            f"{firsts}. None is always safe: {label(worst.method)} loses {-worst.gain:.2f} points in "
+            f"{link(worst.artefact)}.\n")
 
 
 def for_more():
@@ -280,7 +283,7 @@ def for_more():
     own, others = by_authors()
     ranges = "; ".join(f"{label(m)} {min(v):+.2f} to {max(v):+.2f}" for m, v in own.items())
     alone = "" if set(own) & set(others) else " No paper trains the method of another."
-    return (f"- **For more, try the paper methods, on your own data.** Their own papers print gains over plain training "
+    return ("- **For more, try the paper methods, on your own data.** Their own papers print gains over plain training "
             f"of {ranges}.{alone} A method does best where its authors chose the setting.\n")
 
 

@@ -1,5 +1,5 @@
-"""The ways in: a wheel in a fresh environment and an empty folder, the README's examples there, imports, the starter of a
-new method, the hooks of a day's work."""
+"""The ways in: a wheel in a fresh environment and an empty folder, the README's examples there, imports, the starter of
+a new method, the hooks of a day's work."""
 import ast
 import json
 import os
@@ -128,7 +128,8 @@ def examples_running(fresh, tmp_path_factory):
     output). What some need is installed after the others have run without it."""
     folder = tmp_path_factory.mktemp
     with ThreadPoolExecutor(1) as pool:
-        ran = {title: pool.submit(run_example, fresh, title, needs, folder("example")) for title, needs in LOOPS.items()}
+        def run_later(title): return pool.submit(run_example, fresh, title, LOOPS[title], folder("example"))
+        ran = {title: run_later(title) for title in LOOPS}
         yield {**ran, "steps": pool.submit(run_steps, fresh, folder("steps"))}
 
 
@@ -158,7 +159,8 @@ def test_commands_in_an_empty_folder(checkout, fresh, examples_running, tmp_path
     before = files(package)
     record_property("installed", f"{sum(map(len, before.values())) / 1e6:.1f} MB in {len(before)} files")
     both = python("from mix_research.cli import main; main(['list']); main(['show', 'randomix/table_1'])")
-    assert "35 + 0 of 35" in both and "97.22 (+2.04)" in both and "35 of 35 runs" in both and not list(tmp_path.iterdir())
+    assert "35 + 0 of 35" in both and "97.22 (+2.04)" in both and "35 of 35 runs" in both
+    assert not list(tmp_path.iterdir())
     which = "randomix/table_1", "--seeds", "0", "--methods", "cutmix"
     out = run("mix-research", "reproduce", *which, cwd=tmp_path, path=fresh).stdout
     (record,) = (tmp_path / "reproduced/records").glob("*.json")
@@ -167,7 +169,8 @@ def test_commands_in_an_empty_folder(checkout, fresh, examples_running, tmp_path
     cells = nbformat.read(tmp_path / "reproduced/randomix/table_1.ipynb", 4).cells
     shown = [o.get("data", {}).get("text/markdown", "") for c in cells for o in c.get("outputs", [])]
     assert any("Digits, small network: ours" in text for text in shown)
-    below = python("from mix_research.study import default_records; print(default_records())", tmp_path / "reproduced/randomix")
+    where = "from mix_research.study import default_records; print(default_records())"
+    below = python(where, tmp_path / "reproduced/randomix")
     assert Path(below.strip()) == tmp_path / "reproduced/records"
     assert files(package) == before and {p.name for p in tmp_path.iterdir()} == {"reproduced"}
 
@@ -255,10 +258,12 @@ def test_a_method_in_one_notebook(checkout, tmp_path):
 
     run("nbdev_export", cwd=checkout)
     code = """
-import sys, mix_research; assert mix_research.__file__.startswith(sys.argv[1]), mix_research.__file__
+import sys, mix_research
+assert mix_research.__file__.startswith(sys.argv[1]), mix_research.__file__
 from mix_research import mixers, wavemix
-from mix_research.record import Run
-assert mixers.MIXERS["wavemix"] is wavemix.WaveMix and Run(method="wavemix", method_args={"wrap": False}).mixer().wrap is False"""
+from mix_research.run import Run
+assert mixers.MIXERS["wavemix"] is wavemix.WaveMix
+assert Run(method="wavemix", method_args={"wrap": False}).mixer().wrap is False"""
     run(sys.executable, "-c", code, checkout, cwd=checkout)
     (nbs / "wavemix.ipynb").unlink()
     run("git", "checkout", "-q", ".", cwd=checkout)
@@ -312,7 +317,8 @@ def test_citation():
     assert cff["version"] == cfg["DEFAULT"]["version"] and cff["license"] == "Apache-2.0"
     assert cff["authors"] == [{"name": cfg["DEFAULT"]["author"]}]
     assert [r["title"].split(":")[0].lower() for r in cff["references"]] == ["randomix", "lmix", "miamix", "synermix"]
-    for r in cff["references"]: assert r["authors"] and ("doi" in r or r["identifiers"][0]["value"].startswith("arXiv:"))
+    for r in cff["references"]:
+        assert r["authors"] and ("doi" in r or r["identifiers"][0]["value"].startswith("arXiv:"))
 
 
 @pytest.mark.parametrize("title", LOOPS)
@@ -332,4 +338,5 @@ def test_the_examples_take_the_same_step_when_they_accumulate(examples_running):
     assert "skipped" not in out or lacking, out
 
 
-def test_every_example_is_run(): assert set(examples()) == {*LOOPS, "One run, with its record"}  # which its notebook runs
+def test_every_example_is_run():
+    assert set(examples()) == {*LOOPS, "One run, with its record"}  # which its notebook runs

@@ -44,7 +44,8 @@ def test_notebook_is_clean(path):
     if "papers" in path.parts:
         parameters = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
         assert len(parameters) == 1
-        for line in parameters[0].source.splitlines(): assert re.match(r"\w+: \w+ = .+  # .+", line), f"typed and explained: {line}"
+        for line in parameters[0].source.splitlines():
+            assert re.match(r"\w+: \w+ = .+  # .+", line), f"typed and explained: {line}"
 
 
 def test_no_cell_is_copied_into_more_than_eight_notebooks():

@@ -1,4 +1,4 @@
-"""The site: built once, then every page, link, the search and the mixing page in a real browser, from files, without a network."""
+"""The site: built once, then every page, link, the search and the mixing page in a real browser, without a network."""
 import importlib
 import importlib.util
 import re
@@ -16,7 +16,9 @@ from mix_research.study import artefacts
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [m for m in ("sphinx", "furo", "myst_nb", "latex2mathml") if not importlib.util.find_spec(m)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}: make .venv/site")
-needs_browser = pytest.mark.skipif(not (BROWSER and importlib.util.find_spec("playwright")), reason="needs chromium and playwright")
+DRIVEN = BROWSER and importlib.util.find_spec("playwright")
+needs_browser = pytest.mark.skipif(not DRIVEN, reason="needs chromium and playwright")
+WINGS = ("mixing", "inputs", "runs", "tables", "app")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,8 @@ def site(tmp_path_factory):
 def pages(site):
     from bs4 import BeautifulSoup
 
-    return {p: BeautifulSoup(p.read_text(), "html.parser") for p in sorted(site.rglob("*.html"))}
+    found = {p: BeautifulSoup(p.read_text(), "html.parser") for p in sorted(site.rglob("*.html"))}
+    return {p: soup for p, soup in found.items() if not soup.find("meta", {"http-equiv": "refresh"})}
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +56,19 @@ def tab(browser):
     page.errors = []
     page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: page.errors.append(str(e)))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.errors.append(f"asked for {r.url}"))
+    def asked(request):
+        if not request.url.startswith(("file:", "data:", "blob:")): page.errors.append(f"asked for {request.url}")
+    page.on("request", asked)
     yield page
     context.close()
+
+
+def leads_nowhere(link, page, site, ids):
+    """A link within the site is relative, so that any folder will do, and leads to a file and a place in it."""
+    to = urlsplit(link)
+    target = page if not to.path else (page.parent / unquote(to.path)).resolve()
+    inside = not to.scheme and not link.startswith("/") and target.is_file() and site in target.parents
+    return not inside or bool(to.fragment and target in ids and unquote(to.fragment) not in ids[target])
 
 
 def test_links_resolve(site, pages):
@@ -65,14 +78,12 @@ def test_links_resolve(site, pages):
         for e in soup.find_all(["a", "link", "script", "img", "source", "iframe", "form"]):
             link = e.get("href") or e.get("src") or e.get("action")
             if not link or link.startswith("data:"): continue
-            to = urlsplit(link)
-            if to.scheme and e.name == "a": continue  # the world outside, for readers to follow
-            target = page if not to.path else (page.parent / unquote(to.path)).resolve()
-            whole = not to.scheme and not link.startswith("/") and target.is_file() and site in target.parents  # relative, so that any folder will do
-            if not whole or (to.fragment and target in ids and unquote(to.fragment) not in ids[target]): broken.append(f"{page.relative_to(site)}: {link}")
+            if urlsplit(link).scheme and e.name == "a": continue  # the world outside, for readers to follow
+            if leads_nowhere(link, page, site, ids): broken.append(f"{page.relative_to(site)}: {link}")
     assert len(pages) > 90 and not broken, broken
     for css in site.rglob("*.css"):
-        assert not [u for u in re.findall(r"url\(([^)]*)\)", css.read_text()) if "//" in u and not u.strip("\"'").startswith("data:")], css
+        urls = [u.strip("\"'") for u in re.findall(r"url\(([^)]*)\)", css.read_text())]
+        assert not [u for u in urls if "//" in u and not u.startswith("data:")], css
 
 
 def test_everything_has_its_place(site, pages):
@@ -85,35 +96,59 @@ def test_everything_has_its_place(site, pages):
         shown = {h.get_text().rstrip("¶") for h in pages[path].find_all("h2")}
         assert set(getattr(module, "__all__", [])) <= shown, path
     for page, soup in pages.items():  # but for the notebook that writes notebooks
-        assert page.stem == "19_starter" or "#| export" not in soup.get_text() and "#| hide" not in soup.get_text(), page
-    table = " ".join(pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find_next("table").get_text(" ").split())
+        if page.stem == "03_starter": continue
+        assert not re.search(r"#\| (export|hide)", soup.get_text()), page
+    passed_on = pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find("a", class_="reference")
+    assert passed_on["href"] == "classic.html#classic-gridmix"
+    page = pages[site / "api" / "classic.html"]
+    table = " ".join(page.find(id="classic-gridmix").find_next("table").get_text(" ").split())
     assert "cells" in table and "(2, 6)" in table and "fewest and most cells along a side" in table
-    assert pages[site / "api" / "mixers.html"].find("math"), "formulas are drawn"
+    assert page.find("math"), "formulas are drawn"
+
+
+def test_old_addresses_lead_on(site):
+    """Notebooks stood in one folder, under other numbers."""
+    now = {"02_mixers": "mixers", "12_pictures": "figures", "08_batches": "loaders", "15_train": "train"}
+    for old, module in now.items():
+        target = re.search(r'url=([^"]+)"', (site / "nbs" / f"{old}.html").read_text())[1]
+        page = (site / "nbs" / target).resolve()
+        assert page.is_file() and page.stem.endswith(module) and page.parent.parent == site / "nbs"
+
+
+def test_library_is_explained_by_wings(site, pages):
+    page = pages[site / "nbs" / "index.html"]
+    shown = [a["href"] for a in page.select("article dt a.reference")]
+    rooms = [p for wing in WINGS for p in sorted((ROOT / "nbs" / wing).glob("*.ipynb"))]
+    assert shown == [str(p.relative_to(ROOT / "nbs").with_suffix(".html")) for p in rooms]
+    assert all(h.find_next("p").get_text() for h in page.select("article h2"))
 
 
 @needs_browser
 def test_every_page_opens(site, pages, tab):
     wrong = []
+    def too_wide(): return tab.evaluate("document.documentElement.scrollWidth - innerWidth")
     for page in pages:
         tab.goto(page.as_uri())
-        wide = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
-        wrong += [f"{page.relative_to(site)}: {e}" for e in tab.errors] + ([f"{page.relative_to(site)}: {wide} pixels too wide"] if wide > 0 else [])
+        said = [*tab.errors, *([f"{too_wide()} pixels too wide"] if too_wide() > 0 else [])]
+        wrong += [f"{page.relative_to(site)}: {e}" for e in said]
         tab.errors.clear()
     tab.goto((site / "papers" / "index.html").as_uri())
     for wide in (700, 1000, 1300, 1430, 1600, 1840, 2500):
         tab.set_viewport_size({"width": wide, "height": 800})
-        if (more := tab.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0: wrong.append(f"at {wide}: {more} pixels too wide")
+        if too_wide() > 0: wrong.append(f"at {wide}: {too_wide()} pixels too wide")
     assert not wrong, wrong
 
 
 @needs_browser
 def test_search_finds(site, tab):
     tab.goto((site / "index.html").as_uri())
-    tab.evaluate("document.querySelector('.sidebar-search').value = 'MiAMix'; document.querySelector('form.sidebar-search-container').submit()")
+    tab.evaluate("document.querySelector('.sidebar-search').value = 'MiAMix'")
+    tab.evaluate("document.querySelector('form.sidebar-search-container').submit()")
     tab.wait_for_selector("#search-results li a")
     tab.wait_for_function("document.querySelectorAll('#search-results li').length > 10")
     found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
-    assert any("papers/miamix/" in f for f in found) and any("nbs/mixing/10_miamix" in f for f in found) and not tab.errors
+    for page in ("papers/miamix/", "nbs/mixing/10_miamix"): assert any(page in f for f in found), page
+    assert not tab.errors
 
 
 @needs_browser
@@ -129,7 +164,9 @@ def test_light_and_dark(site, browser):
 
 def picture(tab, name):
     "What a canvas shows, (3, H, W) in [0, 1]."
-    size, data = tab.evaluate(f"(c => [c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]])(document.getElementById('mix-view-{name}'))")
+    canvas = f"document.getElementById('mix-view-{name}')"
+    pixels = "[...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    size, data = tab.evaluate(f"(c => [c.width, {pixels}])({canvas})")
     return torch.tensor(data).view(size, size, 4)[..., :3].permute(2, 0, 1) / 255
 
 
@@ -162,10 +199,12 @@ def test_two_images_are_mixed_as_the_library_does(site, tab):
         assert share() == pytest.approx(float(mix.lam[0]), abs=6e-4), label
     choose("method", "ResizeMix")
     mix = drawn("resizemix")
-    assert (picture(tab, "x") - mix.blend(pair)[0]).abs().mean() < .02 and share() == pytest.approx(float(mix.lam[0]), abs=6e-4)  # resized by the browser
+    assert (picture(tab, "x") - mix.blend(pair)[0]).abs().mean() < .02  # resized by the browser
+    assert share() == pytest.approx(float(mix.lam[0]), abs=6e-4)
     before = picture(tab, "x")
     choose("seed", "1")
     assert (picture(tab, "x") - before).abs().max() > .1
     choose("method", "SaliencyMix")
     assert tab.is_disabled("#mix-seed") and not tab.errors
-    for control in tab.query_selector_all("#mix select, #mix input"): assert control.evaluate("e => e.labels.length") == 1
+    for control in tab.query_selector_all("#mix select, #mix input"):
+        assert control.evaluate("e => e.labels.length") == 1
