@@ -17,6 +17,8 @@ from fastcore.docments import docments, empty
 import mix_research
 from .checks import check_choice, moved
 
+__getattr__ = moved(__name__, execute="notebooks", export="notebooks") # where they are now
+
 # %% ../nbs/app/04_cli.ipynb #33091a90
 def _names(text): return [v for v in text.split(",") if v]
 
@@ -48,27 +50,30 @@ RecordsFolder = _shared(Folder, "folder of records")
 DataFolder = _shared(Folder, "folder of all data sets")
 DeviceName = _shared(str, "cpu or cuda; the GPU if there is one")
 
-# %% ../nbs/app/04_cli.ipynb #435293e1
+# %% ../nbs/app/04_cli.ipynb #9abfd314
 def _check_device(device): # a GPU may have a number
     if device and not re.fullmatch(r"(cpu|cuda)(:\d+)?", device): check_choice("device", device, ("cpu", "cuda"))
 
 def _check_names(artefact, preset, methods, datasets): # against the protocol; a study would refuse them, too, but later
     from mix_research.protocol import artefacts, protocol_of
-    asked = artefacts()[check_choice("artefact", artefact, list(artefacts()))]
-    protocol = protocol_of(artefact.split("/")[0])
+    check_choice("artefact", artefact, list(artefacts()))
+    paper, name = artefact.split("/")
+    protocol = protocol_of(paper)
+    asked = protocol.artefacts[name]
     rows, columns = [r for r in asked.rows if r in protocol.methods], [dataset for dataset, network in asked.cells]
     check_choice("preset", preset, list(protocol.presets))
     for name in methods: check_choice("methods", name, rows)
     for name in datasets: check_choice("datasets", name, list(dict.fromkeys(columns)))
 
-# %% ../nbs/app/04_cli.ipynb #671a8074
+# %% ../nbs/app/04_cli.ipynb #7f9f1683
 def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) -> list: # that are asked for
     if every == bool(artefact): raise ValueError("artefact: expected either one, e.g. randomix/table_1, or --all")
     if every and methods: raise ValueError("--methods: rows differ from table to table; allowed with one artefact")
     if every and datasets: raise ValueError("--datasets: columns differ from table to table; allowed with one artefact")
-    if artefact: _check_names(artefact, preset, methods, datasets)
-    from mix_research.study import Study, artefacts
+    from mix_research.protocol import artefacts
     wanted = list(artefacts()) if every else [artefact]
+    for name in wanted: _check_names(name, preset, methods, datasets)
+    from mix_research.study import Study
     return [Study(name, preset, seeds, methods, records, datasets=datasets, **how) for name in wanted]
 
 # %% ../nbs/app/04_cli.ipynb #398b8411
@@ -318,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
         for argument in docments(run, full=True, returns=False).items(): _add(command, *argument)
     return parser
 
-# %% ../nbs/app/04_cli.ipynb #56856e2f
+# %% ../nbs/app/04_cli.ipynb #04ce1582
 def main(
     argv:list|None=None, # arguments; the command line's if not given
 ) -> int: # exit code: 0 fine, 1 a run failed, 2 bad input
@@ -333,7 +338,5 @@ def main(
         kept = "finished runs and checkpoints are kept, and the same command goes on from there"
         print(f"mix-research: interrupted; {kept}", file=sys.stderr)
         return 130
-
-__getattr__ = moved(__name__, execute="notebooks", export="notebooks") # where they are now
 
 if __name__ == "__main__" and __package__: sys.exit(main()) # python -m mix_research.cli; a notebook has no package

@@ -158,9 +158,11 @@ LIGHT = {
     "reproduce randomix/table_1 --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "reproduce --all --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "bench --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
+    "show --all --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
     "show randomix/table_1 --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
     "show randomix/table_1 --datasets cifar01": "datasets: unknown 'cifar01'; allowed: cifar10, cifar100",
-    "new-method band-mix": "name: expected an identifier of letters, digits and _, such as BandMix or band_mix, got 'band-mix'",
+    "new-method band-mix": "name: expected an identifier of letters, digits and _, such as BandMix or band_mix, "
+                           "got 'band-mix'",
 }
 
 
@@ -192,8 +194,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(argv, tmp_path):
     assert meant in names.split(", ") and (kind == "allowed" or len(names.split(", ")) == 3)
 
 
-@pytest.mark.parametrize("given, meant", [(dict(model="preact_resnet81"), "preact_resnet18"),
-                                          (dict(dataset="cifar_100"), "cifar100"), (dict(method="randomx"), "randomix")])
+IN_A_RUN = [
+    (dict(model="preact_resnet81"), "preact_resnet18"),
+    (dict(dataset="cifar_100"), "cifar100"),
+    (dict(method="randomx"), "randomix"),
+]
+
+
+@pytest.mark.parametrize("given, meant", IN_A_RUN)
 def test_so_is_one_in_a_run(given, meant):
     with pytest.raises(ValueError, match=f"{next(iter(given))}: unknown .*; nearest: ") as e: Run(**given)
     assert meant in str(e.value) and len(str(e.value)) <= 120 and str(e.value).count(", ") == 2

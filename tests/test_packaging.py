@@ -246,8 +246,9 @@ def test_a_method_in_one_notebook(checkout, tmp_path):
     assert "nbs/wavemix.ipynb" in out
     nb = nbformat.read(nbs / "wavemix.ipynb", 4)
     nbformat.validate(nb)
-    template = (checkout / "mix_research/templates/new_method.ipynb").read_text()
-    assert (nbs / "wavemix.ipynb").read_text() == template.replace("NewMethod", "WaveMix").replace("new_method", "wavemix")
+    wanted = (checkout / "mix_research/templates/new_method.ipynb").read_text()
+    for old, new in (("NewMethod", "WaveMix"), ("new_method", "wavemix")): wanted = wanted.replace(old, new)
+    assert (nbs / "wavemix.ipynb").read_text() == wanted
     assert not list(checkout.glob("*.ipynb"))
     NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3").execute()
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
