@@ -36,7 +36,8 @@ def test_notebook_says_what_its_presets_train(name):
     comment = parameters(name)["preset"]["help"]
     said = r"smoke: (\d+) runs on digits; short: (\d+) of (.+) epochs; paper: (\d+) of (.+); fast: bfloat16"
     smoke, short, short_epochs, paper, paper_epochs = re.fullmatch(said, comment).groups()
-    for preset, runs, epochs in (("smoke", smoke, "60"), ("short", short, short_epochs), ("paper", paper, paper_epochs)):
+    presets = ("smoke", smoke, "60"), ("short", short, short_epochs), ("paper", paper, paper_epochs)
+    for preset, runs, epochs in presets:
         of_preset = Study(name, preset).runs
         lengths = {run.epochs for run in of_preset}
         assert len(of_preset) == int(runs)

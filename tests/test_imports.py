@@ -1,5 +1,5 @@
-"""The house: a wing knows only the wings above it, a room only rooms with smaller numbers, and no room another's private
-names."""
+"""The house: a wing knows only the wings above it, a room only rooms with smaller numbers, and no room the private names
+of another."""
 import ast
 import re
 

@@ -1,5 +1,5 @@
-"""Every data set with every network that the papers train on it: started from the command line, each data set read from a
-small tree in its real format."""
+"""Every data set with every network that the papers train on it: started from the command line, each data set read from
+a small tree in its real format."""
 import shutil
 
 import numpy as np

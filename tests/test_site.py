@@ -170,41 +170,53 @@ def picture(tab, name):
     return torch.tensor(data).view(size, size, 4)[..., :3].permute(2, 0, 1) / 255
 
 
+class MixPage:
+    "The page on which two images are mixed."
+    def __init__(self, tab, site):
+        self.tab = tab
+        tab.goto((site / "mix.html").as_uri())
+        tab.wait_for_selector("#mix[data-drawn]")
+
+    def after(self, act, *given, **kw):
+        "Does something, and waits until the page is drawn again."
+        before = int(self.tab.get_attribute("#mix", "data-drawn"))
+        act(*given, **kw)
+        self.tab.wait_for_function("before => +document.getElementById('mix').dataset.drawn > before", arg=before)
+
+    def choose(self, what, label): self.after(self.tab.select_option, f"#mix-{what}", label=label)
+    def shows(self, name): return picture(self.tab, name)
+    def share(self): return float(re.search(r"\d\.\d+", self.tab.text_content("#mix-label"))[0])
+
+
+def mixed(name, pair, seed=1, lam=.5):
+    "The mix of a pair as the library draws it, at one share."
+    from mix_research.mixers import build
+    mixer = build(name)
+    mixer.share = lambda n, x, generator: torch.full((n,), 1 - lam)
+    return mixer.make(torch.tensor([1, 0]), pair, pair, torch.Generator().manual_seed(seed))
+
+
 @needs_browser
 def test_two_images_are_mixed_as_the_library_does(site, tab):
-    from mix_research.mixers import build
-
-    tab.goto((site / "mix.html").as_uri())
-    tab.wait_for_selector("#mix[data-drawn]")
-    def after(act):
-        before = int(tab.get_attribute("#mix", "data-drawn"))
-        act()
-        tab.wait_for_function("before => +document.getElementById('mix').dataset.drawn > before", arg=before)
-    def choose(what, label): after(lambda: tab.select_option(f"#mix-{what}", label=label))
-    def share(): return float(re.search(r"\d\.\d+", tab.text_content("#mix-label"))[0])
-    before = picture(tab, "x")
+    page = MixPage(tab, site)
+    before = page.shows("x")
     tab.focus("#mix-lam")
-    after(lambda: tab.keyboard.press("ArrowLeft"))  # from .6 to .5
-    pair = torch.stack([picture(tab, "a"), picture(tab, "b")])
-    assert (picture(tab, "x") - before).abs().max() > .1 and tab.text_content("#mix-asked") == "0.5"
-
-    def drawn(name, seed=1, lam=.5):
-        mixer = build(name)
-        mixer.share = lambda n, x, generator: torch.full((n,), 1 - lam)
-        return mixer.make(torch.tensor([1, 0]), pair, pair, torch.Generator().manual_seed(seed))
+    page.after(tab.keyboard.press, "ArrowLeft")  # from .6 to .5
+    pair = torch.stack([page.shows("a"), page.shows("b")])
+    assert (page.shows("x") - before).abs().max() > .1 and tab.text_content("#mix-asked") == "0.5"
     for label in ("FMix", "CutMix", "GridMix", "GMix", "Mixup"):
-        choose("method", label)
-        mix = drawn(label.lower())
-        assert (picture(tab, "x") - mix.blend(pair)[0]).abs().max() < 2.1 / 255, label  # masks and canvas are bytes
-        assert share() == pytest.approx(float(mix.lam[0]), abs=6e-4), label
-    choose("method", "ResizeMix")
-    mix = drawn("resizemix")
-    assert (picture(tab, "x") - mix.blend(pair)[0]).abs().mean() < .02  # resized by the browser
-    assert share() == pytest.approx(float(mix.lam[0]), abs=6e-4)
-    before = picture(tab, "x")
-    choose("seed", "1")
-    assert (picture(tab, "x") - before).abs().max() > .1
-    choose("method", "SaliencyMix")
+        page.choose("method", label)
+        mix = mixed(label.lower(), pair)
+        assert (page.shows("x") - mix.blend(pair)[0]).abs().max() < 2.1 / 255, label  # masks and canvas are bytes
+        assert page.share() == pytest.approx(float(mix.lam[0]), abs=6e-4), label
+    page.choose("method", "ResizeMix")
+    mix = mixed("resizemix", pair)
+    assert (page.shows("x") - mix.blend(pair)[0]).abs().mean() < .02  # resized by the browser
+    assert page.share() == pytest.approx(float(mix.lam[0]), abs=6e-4)
+    before = page.shows("x")
+    page.choose("seed", "1")
+    assert (page.shows("x") - before).abs().max() > .1
+    page.choose("method", "SaliencyMix")
     assert tab.is_disabled("#mix-seed") and not tab.errors
     for control in tab.query_selector_all("#mix select, #mix input"):
         assert control.evaluate("e => e.labels.length") == 1
