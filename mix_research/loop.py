@@ -33,6 +33,8 @@ class FastLearner(Learner):
             self.answers[name] = [cb for cb in asked if name == "after_fit" or callable(getattr(cb, name, None))]
         return self.answers[name]
 
+    def __getstate__(self): return super().__getstate__() | dict(asked=None, answers={}) # callbacks are in `cbs`
+
     def one_batch(self, i, b):
         "A step: the batch, the network's output, the loss, and in training the gradients and the optimiser."
         self.iter = i

@@ -24,7 +24,8 @@ __all__ = ['Seed', 'Decay', 'Milestones', 'Run', 'generator_for']
 # %% ../nbs/runs/06_run.ipynb #7c301e05
 Seed = Annotated[int, Rule("an integer >= 0 and below 2**63", lambda v: 0 <= v < 2**63)]
 Decay = Annotated[float, Rule("a number in [0, inf)", lambda v: v >= 0)]
-Milestones = Annotated[tuple, Rule("epochs, integers > 0", lambda v: all(isinstance(m, int) and m > 0 for m in v))]
+_EPOCHS = Rule("a list of epochs, integers > 0", lambda v: all(isinstance(m, int) and m > 0 for m in v))
+Milestones = Annotated[tuple, _EPOCHS]
 
 def _frozen(value):
     "Lists as tuples, at any depth."
