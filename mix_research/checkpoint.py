@@ -139,7 +139,7 @@ def before_fit(self:SaveState):
     if not state: return
     try: self.restore(state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as e:
-        raise BadCheckpoint(f"state of another training ({e})") from e
+        raise BadCheckpoint(f"state of another training ({' '.join(str(e).split())})") from e
     self.log("resumed", epoch=self.learn.first_epoch)
 
 @patch

@@ -89,10 +89,10 @@ class SynerMix(MixCallback):
     def intra(self, y):
         "The intra-class loss of the current batch."
         keep = nullcontext() if self.statistics == "both" else kept_statistics(self.learn.model)
-        with keep: features = features_at(self.learn.model, self.last, self.seen())
+        with keep: features = features_at(self.learn.model, self.last, self.images())
         return intra_class_loss(features, y, self.last, self.learn.loss_func, self.p, self.generator)
 
-    def seen(self):
+    def images(self):
         "The images whose features are interpolated."
         if self.source == "augmented": return self.augmented
         return self.learn.augment.view(False).to(self.augmented.dtype)
