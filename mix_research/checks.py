@@ -31,7 +31,7 @@ def check_choice(
     message = f"{name}: unknown {value!r}; allowed: {', '.join(words)}"
     if len(message) > WIDTH:
         nearest = get_close_matches(str(value), words, n=3, cutoff=0.)
-        message = f"{name}: unknown {str(value)[:60]!r}; nearest: {', '.join(nearest)}"
+        message = f"{name}: unknown {repr(value)[:62]}; nearest: {', '.join(nearest)}"
     raise ValueError(message)
 
 # %% ../nbs/mixing/01_checks.ipynb #6a6617c8

@@ -127,7 +127,7 @@ def claim(self:Store,
 
 # %% ../nbs/runs/08_store.ipynb #9e411f25
 def claimed(
-    path:Path, # of a claim, or of another file of the same run
+    path:Path, # of a claim, or of a file beside it of the same run
 ) -> bool:
     "Does a living process hold it?"
     claim = path.with_suffix(ENDS["claim"])
