@@ -42,7 +42,7 @@ class FMix(Mixer):
         max_soft:float=0., # widest ramp at the edge of a blob, as a share of the area, in [0, .5]
         reformulate:bool=False, # the sample's own label only, with shares from Beta($\alpha$ + 1, $\alpha$)
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         if not 0 <= max_soft <= .5: raise ValueError(f"max_soft: expected a share in [0, .5], got {max_soft}")
@@ -84,7 +84,7 @@ class GridMix(Mixer):
         aspect:tuple=(.5, 2.), # range of its height : width, relative to the image's
         cells:tuple=(2, 6), # fewest and most cells along a side
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         self.area, self.aspect = check_range("area", area, .01, 1), check_range("aspect", aspect, .01, 100)
@@ -102,7 +102,7 @@ class GMix(Mixer):
         alpha:float=1., # $\alpha$ of Beta($\alpha$, $\alpha$)
         sigma:str="area", # "area": the bump has the area to replace; "printed": $2\pi$ times as much; see `masks`
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         self.sigma = check_choice("sigma", sigma, masks.SIGMAS)
@@ -117,7 +117,7 @@ class SmoothMix(Mixer):
     def __init__(self,
         spread:tuple=(.25, .5), # range of $\sigma / N$
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(per=per, **kwargs)
         del self.alpha
@@ -140,7 +140,7 @@ class ResizeMix(Mixer):
         high:float=.8, # largest scale $\tau$, at most 1
         mode:str="bilinear", # how to resize: "bilinear" or "nearest"; the paper does not say
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(per=per, **kwargs)
         del self.alpha
@@ -186,7 +186,7 @@ class Cutout(Mixer):
     def __init__(self,
         length:int=16, # side of the square in pixels, before clipping at the border
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(per=per, **kwargs)
         del self.alpha

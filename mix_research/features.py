@@ -279,7 +279,7 @@ class FeatureMixer(Mixer, key=""):
         alpha:float=1., # $\alpha$: the share to replace is drawn from Beta($\alpha$, $\alpha$)
         places=None, # where, as in `find_places`; None: the network's own `places`
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         self.places = places
@@ -348,7 +348,7 @@ class PatchUp(FeatureMixer):
         block_size:int=7, # $b$, side of a block, odd
         places=None, # where, as in `find_places`
         per:str="sample", # one draw per "sample", or per "batch" as in the authors' code; blocks differ by channel
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, places, per, **kwargs)
         self.kind = check_choice("kind", kind, ("hard", "soft"))

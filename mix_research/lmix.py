@@ -44,7 +44,7 @@ class LMix(Mixer):
         of:str="sample", # whose grey image: "sample" or "partner"; the paper does not say
         exact:bool=True, # exact number of kept positions, by sorting; else by a level, see `masks.keep_top`
         per:str="sample", # one share per "sample" or per "batch"; the field is the image's own either way
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, per, **kwargs)
         self.delta, self.k = check_positive("delta", delta), check_positive("k", k)

@@ -29,7 +29,7 @@ class AGMix(GMix):
         theta:tuple=(0., 360.), # range of $\theta$, degrees; the paper does not give it
         sigma:str="area", # "area": the bump has the area to replace; "printed": $2\pi$ times as much; see `masks`
         per:str="sample", # one draw per "sample" or per "batch"
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, sigma, per, **kwargs)
         self.q, self.theta = check_range("q", q, -1, 1), check_range("theta", theta, -360, 360)
@@ -99,7 +99,7 @@ class MiAMix(Mixer):
         merge:str="mul", # "mul": masks are multiplied, eq. 10; "sum": replaced shares add up, eq. 11
         label:str="merged", # $\lambda$ is the mean of the "merged" mask, eq. 12, or what was "drawn"
         share:str="replaced", # $s_j$ is what mask j replaces ("replaced") or what it keeps ("kept")
-        **kwargs, # p, pairing: see `Mixer`
+        **kwargs, # options of every mixer, see `Mixer`
     ):
         super().__init__(alpha, **kwargs)
         del self.per

@@ -81,7 +81,7 @@ class RandoMix(Mixer):
         weights=None, # relative probability of each candidate, >= 0; None: all equal
         alpha:float=1., # $\alpha$ of the candidates given by name
         per:str="batch", # draw a candidate per "batch", as the paper does, or per "sample"
-        **kwargs, # p, pairing: see `Mixer`; a candidate's own p holds as well
+        **kwargs, # options of every mixer, see `Mixer`; a candidate's own p holds as well
     ):
         super().__init__(alpha, per, **kwargs)
         self.candidates = build_candidates(candidates, alpha=alpha)

@@ -27,7 +27,7 @@ from mix_research.record import BadRecord, Record, sealed
 from mix_research.jobs import Task, finish, train_tasks
 from mix_research.protocol import read_protocol
 from mix_research.run import Run
-from mix_research.store import Store, read_log
+from mix_research.store import ENDS, Store, read_log, run_files
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PRELOADED = ["mix_research.train", "mix_research.evaluate", "mix_research.study", "sklearn.datasets"]
@@ -117,10 +117,10 @@ def wait_for_the_moment(process, run, folder, suffix, seconds, nth):
 
 def killed(process, run, store, draw):
     """Kills a process at a drawn moment; was it still there?"""
-    suffix = draw.choice([".ckpt", ".pt", ".json", "", "", "", ""])
+    suffix = draw.choice([ENDS["checkpoint"], ".pt", ENDS["record"], "", "", "", ""])
     seconds, nth = draw.uniform(.2, 2), draw.randrange(1, 8)
     path = store.weights_path(run) if suffix == ".pt" else store.record_path(run)
-    wait_for_the_moment(process, run, path.parent, suffix, seconds, nth if suffix == ".ckpt" else 1)
+    wait_for_the_moment(process, run, path.parent, suffix, seconds, nth if suffix == ENDS["checkpoint"] else 1)
     if not process.is_alive(): return False
     os.kill(process.pid, signal.SIGKILL)
     return True
@@ -181,7 +181,7 @@ def test_four_commands_share_a_grid_and_two_are_killed(project):
     for key, log in events(folder, "finished").items(): assert len(log) == 1, (key, log)
     dead = {p.pid for p in four[:2]}
     for pids in started(folder).values(): assert dead.issuperset(pids[:-1]), pids  # again only after its owner died
-    assert not list(folder.glob("*.ckpt")) and not list(folder.glob("*.claim"))
+    assert not run_files(folder, "checkpoint") and not run_files(folder, "claim")
 
 
 def stop(project, which, how, code):
@@ -308,7 +308,7 @@ def test_full_disk(project, how, tmp_path_factory):
     with disk(folder):
         done = call([sys.executable, "-c", FULL, folder], cwd=project, preexec_fn=limit)
         left = records(folder)
-        assert not list(folder.rglob(".*.ckpt.*"))
+        assert not list(folder.rglob(f".*{ENDS['checkpoint']}.*"))
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert [said in line for line in done.stdout.splitlines()[-2:]] == [True, True], done.stdout
     assert all(r.status == "failed" for r in left.values())
