@@ -66,8 +66,8 @@ Natural = typing.Annotated[int, Rule("an integer >= 0", lambda v: v >= 0)]
 Positive = typing.Annotated[float, Rule("a finite number > 0", lambda v: v > 0)]
 Fraction = typing.Annotated[float, Rule("a number in [0, 1)", lambda v: 0 <= v < 1)]
 
-WORDS = {str: "text", bool: "true or false", int: "an integer", float: "a finite number", list: "a list", tuple: "a list",
-         dict: "names and values", type(None): "nothing"}
+WORDS = {str: "text", bool: "true or false", int: "an integer", float: "a finite number"}
+WORDS |= {list: "a list", tuple: "a list", dict: "names and values", type(None): "nothing"}
 
 # %% ../nbs/mixing/01_checks.ipynb #b3a8edd8
 def fit(
@@ -90,7 +90,9 @@ def fit(
 
 def _ruled(value, kind, rule, place):
     try: value = fit(value, kind, place)
-    except ValueError as e: raise ValueError(str(e).replace(f"expected {WORDS.get(kind)}", f"expected {rule.words}")) from None
+    except ValueError as e:
+        message = str(e).replace(f"expected {WORDS.get(kind)}", f"expected {rule.words}")
+        raise ValueError(message) from None
     if not rule.holds(value): raise ValueError(f"{place}: expected {rule.words}, got {value!r}")
     return value
 
