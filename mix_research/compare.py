@@ -158,8 +158,9 @@ def agreement(
     out = [_beside_table(study, table)]
     for scenario, v in table.groupby(SCENARIO, sort=False):
         sentences = [f"**{study.title(scenario)}.**", _sign(study, v), _distance(study, v)]
-        order = stats.kendalltau(v.difference, v.printed).statistic
-        if len(v) > 2: sentences.append(f"Order of the methods: Kendall's τ = {order:.2f}.")
+        if len(v) > 2:
+            order = stats.kendalltau(v.difference, v.printed).statistic
+            sentences.append(f"Order of the methods: Kendall's τ = {order:.2f}.")
         out.append(" ".join(sentences))
     return "\n\n".join(out)
 
