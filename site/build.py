@@ -16,10 +16,11 @@ from rooms import ROOMS
 from sources import HERE, NAMES, ROOT, SPECS, WORK, filled, forget, write
 from which import which
 
+# addresses of notebooks before they stood in folders
 OLD = """00_mix 00a_targets 01_masks 01a_base 01b_classic 01c_features 02_mixers 03_randomix 04_miamix 05_lmix
-06_synermix 06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback 11_record
-12_pictures 13_adapters 13a_parallel 13b_labels 14_checkpoint 15_train 16_corruptions 17_evaluate 18_doctor 19_starter 19_workers
-20_study 21_cli 22_compare 23_speed""".split()  # addresses of notebooks before they stood in folders
+06_synermix 06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback
+11_record 12_pictures 13_adapters 13a_parallel 13b_labels 14_checkpoint 15_train 16_corruptions 17_evaluate
+18_doctor 19_starter 19_workers 20_study 21_cli 22_compare 23_speed""".split()
 LEADS_ON = '<!doctype html><meta http-equiv="refresh" content="0; url={to}"><title>{name}</title><a href="{to}">{name}</a>\n'
 NOW = dict(batches="loaders", pictures="figures", workers="jobs")  # rooms that have another name
 
