@@ -16,7 +16,7 @@ test: .venv/ready ## every notebook and every test
 lab: .venv/ready ## JupyterLab
 	jupyter lab
 
-lib: .venv/ready ## the library from its.notebooks
+lib: .venv/ready ## the library from its notebooks
 	nbdev_export
 	nbdev_clean
 	nbdev_clean --fname mix_research/templates

@@ -62,8 +62,8 @@ def _check_names(artefact, preset, methods, datasets): # against the protocol; a
     asked = protocol.artefacts[name]
     rows, columns = [r for r in asked.rows if r in protocol.methods], [dataset for dataset, network in asked.cells]
     check_choice("preset", preset, list(protocol.presets))
-    for name in methods: check_choice("methods", name, rows)
-    for name in datasets: check_choice("datasets", name, list(dict.fromkeys(columns)))
+    for row in methods: check_choice("methods", row, rows)
+    for column in datasets: check_choice("datasets", column, list(dict.fromkeys(columns)))
 
 # %% ../nbs/app/04_cli.ipynb #7f9f1683
 def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) -> list: # that are asked for
@@ -149,7 +149,8 @@ def show_plan(
     rows, seen, paces = [], set(), _paces(studies)
     for s in studies:
         new = [r for r in s.runs if r not in seen] # what several ask for is listed with the first
-        missing = [r for r in new if r not in _successes(s)]
+        done = _successes(s)
+        missing = [r for r in new if r not in done]
         seen |= set(new)
         rows.append((s.name, len(new), len(new) - len(missing), len(missing), _duration(missing, paces)))
     total = [sum(row[i] for row in rows) for i in (1, 2, 3)]
@@ -194,6 +195,7 @@ def cmd_reproduce(
     goes on where it was, and several at once share the work."""
     _check_device(device)
     if jobs is not None and jobs < 1: raise ValueError(f"--jobs: expected an integer > 0, got {jobs}")
+    if log: check_choice("log", log, ("tensorboard",))
     studies = _studies(artefact, all, preset, seeds, methods, datasets, records, data_path=data, own=True)
     if dry_run:
         show_plan(studies)
@@ -271,13 +273,14 @@ def cmd_doctor(
 # %% ../nbs/app/04_cli.ipynb #c6b27dd0
 def cmd_bench(
     device:DeviceName=None,
-    threads:Number=0, # CPU threads
+    threads:Number=0, # CPU threads; 0: as many as PyTorch takes
     quick:bool=False, # only the smallest batches and networks
     only:NameList=(), # only these measurements, e.g. mixers_32,growth
     out:Folder="", # folder of the notebook and, in speed/, the measurements
 ) -> int: # exit code
     "Measures what mixing and training cost on this machine."
     _check_device(device)
+    if threads < 0: raise ValueError(f"--threads: expected an integer >= 0, got {threads}")
     from mix_research import notebooks, speed
     from mix_research.assemble import best_device
     from mix_research.store import default_records, papers_dir
@@ -293,7 +296,7 @@ def cmd_bench(
 # %% ../nbs/app/04_cli.ipynb #61609778
 def cmd_new_method(
     name:MethodName, # e.g. BandMix
-    out:Folder=".", # folder of the notebook; in a checkout nbs
+    out:Folder=".", # folder of the notebook; in a checkout nbs/mixing
 ) -> int: # exit code
     "Writes the starter notebook of a new method: definition, picture, tests, training, table of readings."
     from mix_research.starter import new_method

@@ -369,7 +369,7 @@ def gain_table(
     for (method, against), c in claims.items():
         ours = pd.concat([gains(s, method, against) for s in studies]).gain
         up = ours[ours > 0]
-        count = int(c["scenario_count"]) if c.get("scenario_count") else None
+        count = int(c["scenario_count"]) if "scenario_count" in c else None
         paper = _range(count, c.get("scenarios_total"), c["gain_min"], c["gain_max"], c["gain_mean"])
         measured = _range(len(up), len(ours), up.min(), up.max(), up.mean()) if len(ours) else "no record yet"
         lines.append((claim_name(studies[0], method, against), paper, measured))

@@ -7,6 +7,9 @@ from __future__ import annotations
 import json, keyword, pkgutil, re
 from pathlib import Path
 import mix_research
+from .checks import moved
+
+__getattr__ = moved(__name__, method_names="starter.names_of") # its name now
 
 # %% auto #0
 __all__ = ['names_of', 'starter', 'new_method']
@@ -48,12 +51,14 @@ def starter(
 
 def new_method(
     name:str, # of the method, e.g. "BandMix"
-    folder:str|Path=".", # that is there; in a checkout `nbs`
+    folder:str|Path=".", # that is there; in a checkout `nbs/mixing`
 ) -> Path: # the notebook
     "Writes the starter of a method; what is there is never overwritten. Errors: `ValueError`, one line."
     path = Path(folder) / f"{names_of(name)[1]}.ipynb"
     if not path.parent.is_dir(): raise ValueError(f"folder: there is no folder {path.parent}")
     import nbformat
-    try: path.open("x", encoding="utf-8").write(nbformat.writes(starter(name)) + "\n")
+    text = nbformat.writes(starter(name)) + "\n"
+    try:
+        with path.open("x", encoding="utf-8") as f: f.write(text)
     except FileExistsError: raise ValueError(f"{path} exists and is left as it is") from None
     return path

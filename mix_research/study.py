@@ -46,7 +46,7 @@ class Study:
         preset:str="smoke", # "smoke", "short", "paper" or "fast"
         seeds=(), # seeds to run; empty: the preset's
         methods=(), # rows to run; empty: all
-        records:str|Path="", # folder of records; empty: the committed ones, or your own when training
+        records:str|Path="", # folder of records; empty: the committed ones, or with `own` your own
         data_path:str|Path="", # folder of all data sets; see `data.data_root`
         own:bool=False, # your own records (`default_records`) instead of the committed ones
         datasets=(), # columns to run, by the paper's data sets; empty: all

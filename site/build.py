@@ -12,16 +12,17 @@ from mixing import mixing, photographs, tiles
 from notebooks import library, notebook
 from papers import papers
 from reference import api
-from rooms import MODULES
+from rooms import ROOMS
 from sources import HERE, NAMES, ROOT, SPECS, WORK, filled, forget, write
 from which import which
 
+# addresses of notebooks before they stood in folders
 OLD = """00_mix 00a_targets 01_masks 01a_base 01b_classic 01c_features 02_mixers 03_randomix 04_miamix 05_lmix
-06_synermix 06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback 11_record
-12_pictures 13_adapters 13a_parallel 14_checkpoint 15_train 16_corruptions 17_evaluate 18_doctor 19_starter 19_workers
-20_study 21_cli 22_compare 23_speed""".split()  # addresses of notebooks before they stood in folders
+06_synermix 06a_compiled 07_augment 08_batches 08a_download 08b_speech 08c_data 09_models 10_callback
+11_record 12_pictures 13_adapters 13a_parallel 13b_labels 14_checkpoint 15_train 16_corruptions 17_evaluate
+18_doctor 19_starter 19_workers 20_study 21_cli 22_compare 23_speed""".split()
 LEADS_ON = '<!doctype html><meta http-equiv="refresh" content="0; url={to}"><title>{name}</title><a href="{to}">{name}</a>\n'
-NOW = dict(batches="loaders", pictures="figures", workers="jobs")  # modules that have another name
+NOW = dict(batches="loaders", pictures="figures", workers="jobs")  # rooms that have another name
 
 
 def copied():
@@ -50,11 +51,10 @@ def sources():
 
 def leading_on(out):
     "Writes a page at every old address of a notebook, which leads to where it is now."
+    pages = {room.path.stem.split("_", 1)[-1]: room.page.replace(".ipynb", ".html") for room in ROOMS}
     for old in OLD:
         name = old.split("_", 1)[1]
-        room = MODULES.get(NOW.get(name, name))
-        if not room: continue
-        to = room.page.replace(".ipynb", ".html")
+        to = pages[NOW.get(name, name)]
         (out / "nbs" / f"{old}.html").write_text(LEADS_ON.format(to=to, name=name))
 
 

@@ -8,7 +8,7 @@ import nbformat
 from PIL import Image
 
 from charts import OURS, PAPER, STUDIES, compared_rows, differences, dots, key
-from mix_research.protocol import protocol_of
+from mix_research.protocol import lower_is_better, protocol_of
 from mix_research.study import papers_dir
 from notebooks import notebook
 from rooms import MODULES
@@ -100,9 +100,8 @@ def columns(s):
 def comparison(name, up):
     "One study: its differences as a picture, and where they come from."
     s = STUDIES[name]
-    metric = list(s.metrics())[-1]
-    lower = " (lower is better)" if metric.endswith(("error", "loss", "cohesion")) else ""
-    axis = f"{s.label(metric)}: difference to {s.label(s.against)}, points{lower}"
+    lower = " (lower is better)" if lower_is_better(s.main_metric) else ""
+    axis = f"{s.label(s.main_metric)}: difference to {s.label(s.against)}, points{lower}"
     head = f'<h3><a href="{up}papers/{name}.html">{title_of(name)}</a></h3><p>{escape(upper(SPECS[name].shows))}.</p>'
     theirs, ours = columns(s)
     note = f"\nThe paper: {theirs}. Ours: {ours}; preset {s.preset}, {runs_of(name)}.\n"

@@ -213,7 +213,7 @@ def scenario(s, cell, summary):
     "The gains of one data set and network, the largest first."
     gains = {r.method: [(r.gain, r.error)] for r in summary.itertuples() if not pd.isna(r.gain)}
     rows = sorted(gains, key=lambda m: -gains[m][0][0])
-    axis = f"{s.label(list(s.metrics())[-1])} over {s.label(s.against)}, points"
+    axis = f"{s.label(s.main_metric)} over {s.label(s.against)}, points"
     picture = html(key(OURS) + dots(rows, {}, gains, s.label, xlabel=axis))
     return f"\n{figures.scenario_name(s, cell)}:\n{picture}"
 
