@@ -54,25 +54,14 @@ DeviceName = _shared(str, "cpu or cuda; the GPU if there is one")
 def _check_device(device): # a GPU may have a number
     if device and not re.fullmatch(r"(cpu|cuda)(:\d+)?", device): check_choice("device", device, ("cpu", "cuda"))
 
-def _check_names(artefact, preset, methods, datasets): # against the protocol; a study would refuse them, too, but later
-    from mix_research.protocol import artefacts, protocol_of
-    check_choice("artefact", artefact, list(artefacts()))
-    paper, name = artefact.split("/")
-    protocol = protocol_of(paper)
-    asked = protocol.artefacts[name]
-    rows, columns = [r for r in asked.rows if r in protocol.methods], [dataset for dataset, network in asked.cells]
-    check_choice("preset", preset, list(protocol.presets))
-    for row in methods: check_choice("methods", row, rows)
-    for column in datasets: check_choice("datasets", column, list(dict.fromkeys(columns)))
-
 # %% ../nbs/app/04_cli.ipynb #7f9f1683
 def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) -> list: # that are asked for
     if every == bool(artefact): raise ValueError("artefact: expected either one, e.g. randomix/table_1, or --all")
     if every and methods: raise ValueError("--methods: rows differ from table to table; allowed with one artefact")
     if every and datasets: raise ValueError("--datasets: columns differ from table to table; allowed with one artefact")
-    from mix_research.protocol import artefacts
+    from mix_research.protocol import artefacts, chosen
     wanted = list(artefacts()) if every else [artefact]
-    for name in wanted: _check_names(name, preset, methods, datasets)
+    for name in wanted: chosen(name, preset, methods, datasets) # refuses what a study would, but at once
     from mix_research.study import Study
     return [Study(name, preset, seeds, methods, records, datasets=datasets, **how) for name in wanted]
 

@@ -18,7 +18,7 @@ from .run import Run
 from .store import Store, write_atomic
 
 # %% auto #0
-__all__ = ['Task', 'failure_line', 'failure', 'finish', 'Processes', 'Cluster', 'train_tasks']
+__all__ = ['Task', 'failure_line', 'failure', 'finish', 'Processes', 'Cluster', 'check_jobs', 'train_tasks']
 
 # %% ../nbs/runs/19_jobs.ipynb #be940a26
 @dataclass
@@ -306,6 +306,17 @@ def _side_by_side(waiting, place, jobs):
             place.stop()
             raise
 
+# %% ../nbs/runs/19_jobs.ipynb #8f18b585
+def check_jobs(
+    jobs:int, # runs side by side, > 0
+    scheduler:str, # address of a dask scheduler, or ""
+    parallel, # the processes that train together, from `launched`
+):
+    "Raise one clear line unless runs can be trained that way."
+    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs: expected an integer > 0, got {jobs!r}")
+    if parallel and (jobs > 1 or scheduler):
+        raise ValueError("jobs: several processes train each run together; allowed: jobs=1 and no scheduler")
+
 # %% ../nbs/runs/19_jobs.ipynb #c3afc247
 def train_tasks(
     tasks:list, # of `Task`, each of another run; how they are trained is said here
@@ -321,10 +332,8 @@ def train_tasks(
     title:str="", # before the bar
 ) -> list: # records of failed runs
     "Trains and evaluates what has no successful record. Errors: `ValueError` for `jobs` that cannot be."
-    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs: expected an integer > 0, got {jobs!r}")
     parallel = launched(device)
-    if parallel and (jobs > 1 or scheduler):
-        raise ValueError("jobs: several processes train each run together; allowed: jobs=1 and no scheduler")
+    check_jobs(jobs, scheduler, parallel)
     how = dict(device=device, download=download, keep_weights=keep_weights, resume=resume, log=log, again=again)
     tasks = [replace(task, **how) for task in broadcast(parallel, tasks)]
     if not tasks: return []

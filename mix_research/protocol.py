@@ -14,7 +14,7 @@ from .store import papers_dir
 
 # %% auto #0
 __all__ = ['SOME', 'Share', 'Cell', 'Row', 'FGSM', 'METRICS', 'SCENARIO', 'Preset', 'Names', 'Artefact', 'Protocol',
-           'read_protocol', 'papers', 'protocol_of', 'artefacts', 'reference', 'Metric', 'lower_is_better']
+           'read_protocol', 'papers', 'protocol_of', 'artefacts', 'chosen', 'reference', 'Metric', 'lower_is_better']
 
 # %% ../nbs/tables/01_protocol.ipynb #2ff4d2df
 SOME = Rule("at least one", len)
@@ -120,6 +120,23 @@ def protocol_of(
 def artefacts() -> dict: # "paper/artefact" -> `Artefact`
     "Every table and figure that a protocol describes."
     return {f"{paper}/{name}": a for paper in papers() for name, a in protocol_of(paper).artefacts.items()}
+
+# %% ../nbs/tables/01_protocol.ipynb #3a50faf7
+def chosen(
+    name:str, # "paper/artefact", one of `artefacts()`
+    preset:str="smoke", # one of its paper's presets
+    methods=(), # rows; empty: all that are trained
+    datasets=(), # columns, by the paper's data sets; empty: all
+) -> tuple: # rows and data sets, each once
+    "What of an artefact is asked for. Errors: `ValueError` for an unknown name, with those that come nearest."
+    check_choice("artefact", name, list(artefacts()))
+    protocol, asked = protocol_of(name.split("/")[0]), artefacts()[name]
+    check_choice("preset", preset, list(protocol.presets))
+    rows = [row for row in asked.rows if row in protocol.methods]
+    columns = list(dict.fromkeys(dataset for dataset, _ in asked.cells))
+    for row in methods: check_choice("methods", row, rows)
+    for column in datasets: check_choice("datasets", column, columns)
+    return list(dict.fromkeys(methods or rows)), list(dict.fromkeys(datasets or columns))
 
 # %% ../nbs/tables/01_protocol.ipynb #8a16d48e
 def reference(

@@ -10,9 +10,9 @@ import pandas as pd
 from fastcore.basics import patch
 from . import data, sentences
 from . import table as tables
-from .checks import check_choice
-from .jobs import Task, train_tasks
-from .protocol import METRICS, SCENARIO, artefacts, protocol_of, reference
+from .jobs import Task, check_jobs, train_tasks
+from .parallel import launched
+from .protocol import METRICS, SCENARIO, artefacts, chosen, protocol_of, reference
 from .record import evaluation_name
 from .run import Run
 from .store import PACKAGE, Store, committed_records, default_records, papers_dir
@@ -25,10 +25,6 @@ __all__ = ['Study', 'train_all', 'open_study', 'METRICS', 'PACKAGE', 'artefacts'
            'papers_dir', 'protocol_of', 'reference']
 
 # %% ../nbs/tables/04_study.ipynb #2fbd5bcd
-def _chosen(name, given, allowed): # all, if none is given
-    for g in given: check_choice(name, g, allowed)
-    return list(dict.fromkeys(given or allowed))
-
 def _seeds(given, default):
     for s in given:
         if not isinstance(s, int) or s < 0: raise ValueError(f"seeds: expected integers >= 0, got {s!r}")
@@ -51,15 +47,12 @@ class Study:
         own:bool=False, # your own records (`default_records`) instead of the committed ones
         datasets=(), # columns to run, by the paper's data sets; empty: all
     ):
-        check_choice("artefact", name, list(artefacts()))
+        self.methods, self.datasets = chosen(name, preset, methods, datasets)
         paper, self.artefact = name.split("/")
         self.name, self.folder, self.data_path = name, papers_dir() / paper, data_path or None
         self.protocol, self.spec = protocol_of(paper), artefacts()[name]
-        self.labels, presets = self.protocol.labels, self.protocol.presets
-        self.preset, self.amount = preset, presets[check_choice("preset", preset, list(presets))]
+        self.labels, self.preset, self.amount = self.protocol.labels, preset, self.protocol.presets[preset]
         self.note = self.amount.note
-        self.methods = _chosen("methods", methods, [r for r in self.spec.rows if r in self.protocol.methods])
-        self.datasets = _chosen("datasets", datasets, list(dict.fromkeys(d for d, _ in self.spec.cells)))
         self.seeds = _seeds(seeds, self.amount.seeds)
         self.store = Store(*_folders(records, own))
         self.plan = _plan(self)
@@ -322,6 +315,7 @@ def train_all(
     log:str="", # "tensorboard", see `train.train`
 ) -> list: # records of failed runs
     "Trains and evaluates what has no successful record, each run once. Errors: `DataNotFound` before any training."
+    check_jobs(jobs, scheduler, launched(device))
     if not scheduler:
         for s in studies: s.missing_data(download, again)
     name = studies[0].name if len(studies) == 1 else f"{len(studies)} artefacts"
