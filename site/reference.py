@@ -67,10 +67,15 @@ def signature(obj, name):
 
 # --- one name
 
+def annotation(said):
+    "What a rule, or an option of a command, says of a value."
+    if isinstance(said, dict): return said.get("help") or f"an option, shown as {said['metavar']}"
+    return said.words
+
+
 def constant(name, value):
     "A value; of a kind of number, what it may be."
-    rules = getattr(value, "__metadata__", None)
-    if rules: return f"`{value.__origin__.__name__}`: {prose(rules[0].words)}.\n"
+    if hasattr(value, "__metadata__"): return f"`{value.__origin__.__name__}`: {prose(annotation(value.__metadata__[-1]))}.\n"
     if not isinstance(value, (dict, tuple, list)): return code(f"{name} = {value!r}")
     text = ", ".join(map(str, value))
     what = " of names" if isinstance(value, dict) else ""

@@ -26,11 +26,13 @@ def project(tmp_path):
     return tmp_path
 
 
-ENV = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
+def environ():
+    """This one, without settings of the package."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
 
 
 def cli(project, *argv, code=0):
-    done = subprocess.run(["mix-research", *argv], cwd=project, capture_output=True, text=True, env=ENV)
+    done = subprocess.run(["mix-research", *argv], cwd=project, capture_output=True, text=True, env=environ())
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -143,7 +145,7 @@ print("\\n", [code, round(time.process_time() - before, 2), heavy], file=sys.std
 
 def asked(cwd, *argv):
     """Exit code, CPU seconds, heavy modules that were imported, output, error stream."""
-    done = subprocess.run([sys.executable, "-c", QUESTION, *argv], cwd=cwd, capture_output=True, text=True, env=ENV)
+    done = subprocess.run([sys.executable, "-c", QUESTION, *argv], cwd=cwd, capture_output=True, text=True, env=environ())
     err, last = done.stderr.rsplit("\n ", 1)
     return *json.loads(last.replace("'", '"')), done.stdout, err.strip()
 
@@ -224,7 +226,7 @@ def terminal(cwd, width, *argv):
     import termios
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    env = {k: v for k, v in ENV.items() if k not in ("COLUMNS", "LINES")}
+    env = {k: v for k, v in environ().items() if k not in ("COLUMNS", "LINES")}
     child = subprocess.Popen(["mix-research", *argv], cwd=cwd, stdout=theirs, stderr=subprocess.PIPE, env=env)
     os.close(theirs)
     parts = []
