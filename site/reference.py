@@ -67,7 +67,7 @@ def signature(obj, name):
 
 # --- one name
 
-def annotation(said):
+def meaning(said):
     "What a rule, or an option of a command, says of a value."
     if isinstance(said, dict): return said.get("help") or f"an option, shown as {said['metavar']}"
     return said.words
@@ -75,7 +75,7 @@ def annotation(said):
 
 def constant(name, value):
     "A value; of a kind of number, what it may be."
-    if hasattr(value, "__metadata__"): return f"`{value.__origin__.__name__}`: {prose(annotation(value.__metadata__[-1]))}.\n"
+    if hasattr(value, "__metadata__"): return f"`{value.__origin__.__name__}`: {prose(meaning(value.__metadata__[-1]))}.\n"
     if not isinstance(value, (dict, tuple, list)): return code(f"{name} = {value!r}")
     text = ", ".join(map(str, value))
     what = " of names" if isinstance(value, dict) else ""
