@@ -18,6 +18,7 @@ def cell(text): return text.replace("|", "\\|")  # of a Markdown table
 
 def annotation(anno):
     if anno is EMPTY or anno is None: return ""
+    anno = getattr(anno, "__origin__", anno)
     text = anno if isinstance(anno, str) else getattr(anno, "__name__", str(anno))
     return "`" + text.strip("'") + "`"
 
@@ -40,12 +41,19 @@ def returned(doc):
     return f"Returns {annotation(doc.anno)}{colon}{prose(doc.docment)}\n"
 
 
+def meaning(doc):
+    "The comment on an argument; of an option that several commands share, what its type says."
+    if doc.docment: return doc.docment
+    said = [m["help"] for m in getattr(doc.anno, "__metadata__", ()) if "help" in m]
+    return said[-1] if said else ""
+
+
 def parameters(obj):
     "The table of arguments, and what comes back."
     docs = docments(obj, full=True, returns=True)
     result = docs.get("return")
     named = {k: v for k, v in docs.items() if k not in ("self", "cls", "return")}
-    rows = [f"| `{k}` | {cell(annotation(v.anno))} | {cell(default(v.default))} | {cell(prose(v.docment))} |"
+    rows = [f"| `{k}` | {cell(annotation(v.anno))} | {cell(default(v.default))} | {cell(prose(meaning(v)))} |"
             for k, v in named.items()]
     table = "\n".join(["| argument | type | default | meaning |", "|:--|:--|:--|:--|", *rows]) + "\n" if rows else ""
     return f"{table}\n{returned(result)}"
@@ -67,15 +75,9 @@ def signature(obj, name):
 
 # --- one name
 
-def meaning(said):
-    "What a rule, or an option of a command, says of a value."
-    if isinstance(said, dict): return said.get("help") or f"an option, shown as {said['metavar']}"
-    return said.words
-
-
 def constant(name, value):
     "A value; of a kind of number, what it may be."
-    if hasattr(value, "__metadata__"): return f"`{value.__origin__.__name__}`: {prose(meaning(value.__metadata__[-1]))}.\n"
+    if hasattr(value, "__metadata__"): return f"{annotation(value)}: {prose(value.__metadata__[0].words)}.\n"
     if not isinstance(value, (dict, tuple, list)): return code(f"{name} = {value!r}")
     text = ", ".join(map(str, value))
     what = " of names" if isinstance(value, dict) else ""

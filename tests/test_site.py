@@ -98,6 +98,8 @@ def test_everything_has_its_place(site, pages):
     for page, soup in pages.items():  # but for the notebook that writes notebooks
         if page.stem == "03_starter": continue
         assert not re.search(r"#\| (export|hide)", soup.get_text()), page
+    options = " ".join(pages[site / "api" / "cli.html"].get_text(" ").split())
+    assert "only these rows" in options and "Annotated" not in options, "options that commands share, with their types"
     passed_on = pages[site / "api" / "mixers.html"].find(id="mixers-gridmix").find("a", class_="reference")
     assert passed_on["href"] == "classic.html#classic-gridmix"
     page = pages[site / "api" / "classic.html"]
