@@ -123,10 +123,10 @@ def from_json(cls:Record,
 
 def _record(values): # of any schema
     schema = values.pop("schema")
-    if schema not in range(1, SCHEMA + 1): raise BadRecord(f"schema {schema}, expected 1 to {SCHEMA}")
+    if schema not in range(1, SCHEMA + 1): raise BadRecord(f"schema {schema!r}, expected 1 to {SCHEMA}")
     if schema == 1: values["evaluations"] = {} # what it did not have
     key, run = values.pop("key"), Run.from_dict(values.pop("run"))
-    if run.key != key: raise BadRecord(f"key {key} is not that of its run")
+    if run.key != key: raise BadRecord(f"key {key!r} is not that of its run")
     if schema < 3: run = dataclasses.replace(run, channels_last=False, fused=False) # what it did not do
     return Record(run=run, **values)
 
