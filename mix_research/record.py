@@ -21,11 +21,14 @@ from .run import Run
 __getattr__ = moved(__name__, Store="store", claimed="store", Log="store", read_log="store", write_atomic="store")
 
 # %% auto #0
-__all__ = ['SCHEMA', 'BadRecord', 'sealed', 'unsealed', 'now', 'Record', 'evaluation_name']
+__all__ = ['SCHEMA', 'BadRecord', 'NewerRecord', 'sealed', 'unsealed', 'now', 'Record', 'evaluation_name']
 
 # %% ../nbs/runs/07_record.ipynb #8d0f3a01
 class BadRecord(ValueError):
     "A file is not a whole, unchanged record."
+
+class NewerRecord(BadRecord):
+    "A record that a later version of this library wrote: not for this one to use, to replace or to train again."
 
 def _checksum(values:dict) -> str: return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -115,7 +118,7 @@ def to_json(self:Record) -> str:
 def from_json(cls:Record,
     text:str, # of a file
 ) -> Record:
-    "The inverse. Errors: `BadRecord` for anything that `to_json` did not write."
+    "The inverse. Errors: `BadRecord` for anything that `to_json` did not write; `NewerRecord` for a later schema."
     values = unsealed(text)
     try: return _record(values)
     except BadRecord: raise
@@ -123,6 +126,8 @@ def from_json(cls:Record,
 
 def _record(values): # of any schema
     schema = values.pop("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise NewerRecord(f"of a newer version of mix_research (schema {schema}, here {SCHEMA}), which is needed to read it")
     if schema not in range(1, SCHEMA + 1): raise BadRecord(f"schema {schema!r}, expected 1 to {SCHEMA}")
     if schema == 1: values["evaluations"] = {} # what it did not have
     key, run = values.pop("key"), Run.from_dict(values.pop("run"))

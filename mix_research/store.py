@@ -7,40 +7,21 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
 import mix_research
+from .files import held, locked, read_file, remove_left, write_atomic
+
+_all_ = ["write_atomic"] # it was here
 
 # %% auto #0
-__all__ = ['ENDS', 'PACKAGE', 'write_atomic', 'Store', 'run_files', 'claimed', 'Log', 'read_log', 'papers_dir',
-           'committed_records', 'default_records']
-
-# %% ../nbs/runs/08_store.ipynb #9e411f05
-def write_atomic(
-    path:Path, # where
-    content:str|bytes, # what
-    check=None, # called with what was read back before it takes its place; whatever it raises leaves `path` as it was
-):
-    "Writes the whole file or nothing."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        if check: check(Path(temporary).read_bytes())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+__all__ = ['ENDS', 'LOCK', 'PACKAGE', 'Store', 'run_files', 'set_aside', 'claimed', 'Log', 'read_log', 'papers_dir',
+           'committed_records', 'default_records', 'write_atomic']
 
 # %% ../nbs/runs/08_store.ipynb #9e411f06
 ENDS = dict(record=".json", log=".jsonl", checkpoint=".ckpt", claim=".claim", aside=".aside-*") # after the run's key
+LOCK = ".lock" # in the first folder: whoever writes a record there holds it
 
 class Store:
     "Records in folders: the first is written to, all are read."
@@ -65,76 +46,113 @@ def run_files(
     return sorted(Path(folder).glob(f"*{ENDS[kind]}"))
 
 # %% ../nbs/runs/08_store.ipynb #9e411f15
-@patch
-def get(self:Store,
-    run:Run, # what was run
-) -> Record|None: # None if there is none, or none that is whole
-    "The record of a run, a successful one if any folder has one."
-    from mix_research.record import BadRecord # which needs PyTorch; names of papers are asked for without it
-    found = []
-    for path in (folder / self.record_path(run).name for folder in self.folders):
-        try: found.append(_whole(path, run))
-        except (FileNotFoundError, NotADirectoryError): continue
-        except (BadRecord, OSError) as e: print(f"set aside: {path}: {e}")
-    good = [record for record in found if record.status == "ok"]
-    return next(iter(good + found), None)
-
-@patch
-def put(self:Store,
-    record:Record, # to be kept
-):
-    "Writes a record; a file in its place that is not a whole record of the same run moves aside first."
-    from mix_research.record import BadRecord
-    path = self.record_path(record.run)
-    try: _whole(path, record.run)
-    except FileNotFoundError: pass
-    except BadRecord: os.replace(path, _aside(path))
-    write_atomic(path, record.to_json())
-
-# %% ../nbs/runs/08_store.ipynb #9e411f17
 def _whole(path, run): # the record in a file
-    from mix_research.record import BadRecord, Record
-    try: record = Record.from_json(path.read_text())
+    from mix_research.record import BadRecord, Record # which need PyTorch; names of papers are asked for without it
+    try: record = Record.from_json(read_file(path).decode())
     except UnicodeDecodeError as e: raise BadRecord(f"not a record ({e})") from e
     if record.run != run: raise BadRecord("of another run, or of an earlier version that trained it in another way")
     return record
 
-def _aside(path): # a free name
+@patch
+def get(self:Store,
+    run:Run, # what was run
+) -> Record|None: # None if there is none, or none that is whole
+    "The record of a run, a successful one if any folder has one. Errors: `NewerRecord` if only a later version knows."
+    from mix_research.record import BadRecord, NewerRecord
+    found, newer = [], None
+    for path in (folder / self.record_path(run).name for folder in self.folders):
+        try: found.append(_whole(path, run))
+        except (FileNotFoundError, NotADirectoryError): continue
+        except NewerRecord as e: newer = NewerRecord(f"{path}: {e}")
+        except (BadRecord, OSError) as e: print(f"not used: {path}: {getattr(e, 'strerror', None) or e}")
+    good = [record for record in found if record.status == "ok"]
+    if newer and not good: raise newer
+    return next(iter(good + found), None)
+
+# %% ../nbs/runs/08_store.ipynb #9e411f17
+def set_aside(
+    path:Path, # a file, or whatever lies in its place
+) -> Path: # where it is now
+    "Moves it to a free name beside it."
     names = (path.with_suffix(ENDS["aside"].replace("*", str(i))) for i in range(1, 10**6))
-    return next(name for name in names if not name.exists())
+    free = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, free)
+    return free
+
+def _cleared(path, run): # the record in a file; what is in its place and is not its record moves aside
+    from mix_research.record import BadRecord, NewerRecord
+    if not os.path.lexists(path): return None
+    try: return _whole(path, run)
+    except NewerRecord as e: raise NewerRecord(f"{path}: {e}") from None
+    except (BadRecord, OSError) as e: why = getattr(e, "strerror", None) or e
+    print(f"set aside: {path}: {why}; it is {set_aside(path).name} now")
+
+@patch
+@contextmanager
+def writing(self:Store):
+    "A context in which nobody else writes a record into the first folder."
+    with locked(self.folders[0] / LOCK): yield
+
+# %% ../nbs/runs/08_store.ipynb #24493094
+def _kept(record, known): # what a file says that has `known`, once `record` is put there
+    from dataclasses import replace
+    if known is None or known.status != "ok": return record
+    if record.status != "ok": return known
+    return replace(record, evaluations=known.evaluations | record.evaluations)
+
+@patch
+def put(self:Store,
+    record:Record, # to be kept
+) -> Record: # what is kept
+    "Writes a record. Errors: `NewerRecord` where a later version's is in its place."
+    path = self.record_path(record.run)
+    with self.writing():
+        known = _cleared(path, record.run)
+        both = known and known.status == record.status == "ok"
+        if both and known.metrics != record.metrics:
+            print(f"set aside: {path}: of another training of this run; it is {set_aside(path).name} now")
+            known = None
+        kept = _kept(record, known)
+        if kept != known: write_atomic(path, kept.to_json())
+    return kept
+
+# %% ../nbs/runs/08_store.ipynb #43e2fde4
+@patch
+def add(self:Store,
+    record:Record, # that was evaluated
+    name:str, # of the evaluation, from `record.evaluation_name`
+    evaluation:dict, # `values`, and what else is known of it
+) -> Record: # with all that is known by now
+    "Writes one more evaluation. Errors: `ValueError` where the record is of another training by now."
+    from dataclasses import replace
+    path = self.record_path(record.run)
+    with self.writing():
+        known = _cleared(path, record.run) or record
+        if known.metrics != record.metrics:
+            raise ValueError(f"{path}: the run was trained again meanwhile, with other weights; evaluate it once more")
+        known = replace(known, evaluations=known.evaluations | {name: evaluation})
+        write_atomic(path, known.to_json())
+    return known
 
 # %% ../nbs/runs/08_store.ipynb #9e411f20
 @patch
 @contextmanager
 def claim(self:Store,
     run:Run, # that is to be trained
+    wait:bool=False, # until whoever has it is done
 ): # True in one process at a time, False in others
     "A context in which nobody else trains the run."
     path = self.claim_path(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        for folder in (path.parent, self.weights_path(run).parent):
-            for rest in folder.glob(f".{run.key}.*"): rest.unlink(missing_ok=True)
-        yield True
-    finally:
-        path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
-        lock.release()
+    with locked(path, wait, keep=False) as mine:
+        for folder in (path.parent, self.weights_path(run).parent) if mine else (): remove_left(folder, run.key)
+        yield mine
 
 # %% ../nbs/runs/08_store.ipynb #9e411f25
 def claimed(
     path:Path, # of a claim, or of a file beside it of the same run
 ) -> bool:
-    "Does a living process hold it?"
-    claim = path.with_suffix(ENDS["claim"])
-    if not claim.exists(): return False
-    try:
-        with FileLock(claim).acquire(timeout=0): return False
-    except Timeout: return True
+    "Does a living process hold it? Opens nothing for writing."
+    return held(path.with_suffix(ENDS["claim"]))
 
 # %% ../nbs/runs/08_store.ipynb #9e411f07
 class Log:
@@ -167,6 +185,17 @@ def read_log(
     for line in lines:
         with suppress(ValueError, RecursionError): events.append(json.loads(line))
     return [e for e in events if isinstance(e, dict) and isinstance(e.get("event"), str)]
+
+# %% ../nbs/runs/08_store.ipynb #f166b6bd
+@patch
+def owner(self:Store,
+    run:Run, # that is being trained
+) -> str:
+    "Who trains it, as far as its log says."
+    events = read_log(self.log_path(run))
+    last = events[-1] if events else {}
+    if "pid" not in last: return "another process"
+    return f"process {last['pid']} on {last.get('host')}"
 
 # %% ../nbs/runs/08_store.ipynb #9e411f08
 PACKAGE = Path(mix_research.__file__).parent
