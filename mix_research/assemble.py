@@ -18,11 +18,12 @@ from .dataset import IMAGENET_STATS, Dataset
 from .callback import Augment
 from .compiled import Compiled, check_compiler
 from .loop import Autocast, FastLearner, Parallel, Progress, Schedule
+from .record import Record
 from .run import Run, generator_for
 from .schedule import learning_rate
 
 # %% auto #0
-__all__ = ['load', 'pipeline', 'test_batches', 'best_device', 'build_model', 'compile_network', 'build_learner']
+__all__ = ['load', 'images_changed', 'pipeline', 'test_batches', 'best_device', 'build_model', 'compile_network', 'build_learner']
 
 # %% ../nbs/runs/14_assemble.ipynb #61d0a997
 def load(
@@ -36,6 +37,18 @@ def load(
         raise ValueError(f"size: the images of {run.dataset} differ in size; expected a number of pixels > 0")
     if run.validation: d = d.split(run.validation, generator_for(run, "validation"))
     return d.few(run.per_class, generator_for(run, "few")) if run.per_class else d
+
+# %% ../nbs/runs/14_assemble.ipynb #81b6fedc
+def images_changed(
+    record:Record, # of a run
+    data_path:str|Path|None=None, # folder of all data sets; see `data.data_root`
+) -> str: # why it does not speak of the images that are there; "" if it does
+    "Looks at the images of a `folder:`."
+    before, name = record.environment.get("data"), record.run.dataset
+    if not before or not name.startswith("folder:"): return ""
+    try: found = data.load(name, data_path).fingerprint
+    except data.DataNotFound: return ""
+    return "" if found == before else f"{name} holds other images now (fingerprint {found}, then {before})"
 
 # %% ../nbs/runs/14_assemble.ipynb #3c2197f1
 def pipeline(

@@ -11,8 +11,10 @@ import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .checks import moved
+from .environment import differences
+from .files import read_file, write_atomic
 from .parallel import broadcast, gather
-from .store import Log, write_atomic
+from .store import Log, set_aside
 
 # %% auto #0
 __all__ = ['MAGIC', 'BadCheckpoint', 'pack', 'unpack', 'Checkpoint', 'SaveState']
@@ -96,11 +98,31 @@ def wait(self:Checkpoint):
 
 # %% ../nbs/runs/13_checkpoint.ipynb #582f6c5e
 @patch
-def load(self:Checkpoint) -> dict|None: # None if there is none that is whole; such a file is named
+def reject(self:Checkpoint,
+    why:str, # it is of no use
+):
+    "Moves the file aside, and says so."
+    print(f"set aside: {self.path}: {why}; it is {set_aside(self.path).name} now, and the training begins anew")
+
+@patch
+def load(self:Checkpoint) -> dict|None: # None if there is none that is whole; such a file moves aside
     "The latest state."
-    try: return unpack(self.path.read_bytes())
+    try: return unpack(read_file(self.path, most=2**40))
     except FileNotFoundError: return None
-    except (BadCheckpoint, OSError) as e: print(f"not used: {self.path}: {e}")
+    except (BadCheckpoint, OSError) as e: self.reject(getattr(e, "strerror", None) or e)
+
+@patch
+def found(self:Checkpoint,
+    made_by:dict, # what must be the same when a training goes on, plain values
+    saved:dict|None=None, # from `load`, if it was loaded before
+) -> dict|None: # None if there is none, or none of this training
+    "The state to go on from."
+    saved = saved or self.load()
+    if not saved: return None
+    before = saved.get("made_by")
+    why = differences(before, made_by) if isinstance(before, dict) else "of unknown origin"
+    if not why: return saved
+    self.reject(why)
 
 @patch
 def close(self:Checkpoint):
@@ -122,9 +144,10 @@ class SaveState(Callback):
         made_by:dict, # what must be the same when it goes on, plain values
         log:Log=Log(), # where events go
         parallel=None, # the processes that train together, from `parallel.launched`
+        saved:dict|None=None, # the state to go on from, from `Checkpoint.found`
     ):
         self.checkpoint, self.generators, self.made_by = checkpoint, generators, made_by
-        self.log, self.parallel = log, parallel
+        self.log, self.parallel, self.saved = log, parallel, saved
         self.resumed, self.earlier = 0, 0. # how often it went on, and the seconds that were trained before
         self.start = time.perf_counter()
 
@@ -135,19 +158,12 @@ __getattr__ = moved(__name__, Checkpoints="checkpoint.SaveState")
 def before_fit(self:SaveState):
     "Errors: `BadCheckpoint` if the state does not fit the learner, which is then of no more use."
     self.learn.first_epoch = 0
-    state = broadcast(self.parallel, self.found() if self.checkpoint else None)
+    state, self.saved = broadcast(self.parallel, self.saved), None
     if not state: return
     try: self.restore(state)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as e:
         raise BadCheckpoint(f"state of another training ({' '.join(str(e).split())})") from e
     self.log("resumed", epoch=self.learn.first_epoch)
-
-@patch
-def found(self:SaveState) -> dict|None: # None if there is none, or none of this training
-    "What was saved."
-    state = self.checkpoint.load()
-    if not state or state.get("made_by") == self.made_by: return state
-    print(f"not used: {self.checkpoint.path}: of {state.get('made_by')}, this is {self.made_by}")
 
 @patch
 def after_epoch(self:SaveState):

@@ -4,6 +4,7 @@
 
 # %% ../nbs/inputs/08_data.ipynb #d00c410f
 from __future__ import annotations
+import os
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -44,8 +45,15 @@ def check_dataset(
     if not name.startswith("folder:"): check_choice("dataset", name, (*DATASETS, "folder:NAME"))
 
 # %% ../nbs/inputs/08_data.ipynb #bac17198
+def _stamp(folder): # of the files in it, at any depth
+    found = []
+    for place, _, files in os.walk(folder):
+        stats = [os.stat(os.path.join(place, f)) for f in files]
+        found += [(place, f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stats)]
+    return hash(tuple(sorted(found)))
+
 @lru_cache(maxsize=4)
-def _load(name, root, download):
+def _load(name, root, download, stamp):
     if name.startswith("folder:"): return image_folder(name.removeprefix("folder:"), root)
     return READERS[name](root, download)
 
@@ -56,7 +64,9 @@ def load(
 ) -> Dataset: # `Files` where the images are streamed
     "A data set by name, kept in memory for the next call."
     check_dataset(name)
-    return _load(name, data_root(root), download)
+    root = data_root(root)
+    own = name.startswith("folder:")
+    return _load(name, root, download, _stamp(root / name.removeprefix("folder:")) if own else None)
 
 # %% ../nbs/inputs/08_data.ipynb #bca81e93
 CORRUPTIONS = (

@@ -4,6 +4,8 @@
 
 # %% ../nbs/inputs/02_dataset.ipynb #d5151cef
 from __future__ import annotations
+import hashlib
+import os
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
@@ -123,6 +125,22 @@ def pixel_stats(self:Dataset) -> tuple[tuple, tuple]: # mean and standard deviat
     variance = (share * (levels - mean[:, None])**2).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
+# %% ../nbs/inputs/02_dataset.ipynb #c4d804b0
+@patch
+def _content(self:Dataset, part): # what is hashed of a part
+    x, y = self.part(part)
+    return [str(tuple(x.shape)).encode(), x.contiguous().numpy(), y.numpy()]
+
+@patch(as_prop=True)
+def fingerprint(self:Dataset) -> str: # 16 hexadecimal digits
+    "Equal for equal images, labels and classes."
+    if "_fingerprint" not in vars(self):
+        h = hashlib.sha256(repr(self.classes).encode())
+        for part in self.parts:
+            for piece in self._content(part): h.update(piece)
+        self._fingerprint = h.hexdigest()[:16]
+    return self._fingerprint
+
 # %% ../nbs/inputs/02_dataset.ipynb #15e6bcb1
 @patch
 def split(self:Dataset,
@@ -155,5 +173,9 @@ class Files(Dataset):
     def _check_images(self, part, x): pass # every file is checked when it is decoded
     def _take(self, i): return [self.x[j] for j in i.tolist()]
     def pixel_stats(self): return IMAGENET_STATS
+    def _content(self, part): # names below the folder that holds them all, and sizes: to read every file would take too long
+        x, y = self.part(part)
+        folder = os.path.commonpath(x)
+        return [repr([(os.path.relpath(path, folder), os.path.getsize(path)) for path in x]).encode(), y.numpy()]
     def batches(self, part, batch_size, device="cpu", workers=None, **how) -> Stream:
         return Stream(*self.part(part), batch_size, device=device, workers=workers, **how)

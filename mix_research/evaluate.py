@@ -21,7 +21,7 @@ from .checks import check_choice, moved
 from .record import Record, evaluation_name, now
 from .run import Run
 from .store import Store
-from .environment import environment
+from .environment import environment, threads
 from .weights import load_weights
 from .assemble import best_device, build_model, load, pipeline, test_batches
 
@@ -131,7 +131,9 @@ def trained(
     check_choice("precision", precision, ("float32", "bfloat16"))
     store = store if isinstance(store, Store) else Store(store)
     device = torch.device(device or best_device())
-    d = load(run, data_path)
+    d, found = load(run, data_path), data.load(run.dataset, data_path).fingerprint
+    if record.environment.get("data", found) != found:
+        raise ValueError(f"data: {run.dataset} holds other images here than those that {run.key} was trained on")
     with torch.random.fork_rng([]): model = build_model(run, d)
     load_weights(store.weights_path(run), model, record.metrics["weights"])
     model = model.to(device).eval().requires_grad_(False)
@@ -177,11 +179,13 @@ def embedded(
 ) -> Tensor: # (N, 2) float32, on the CPU
     "Two dimensions in which neighbours stay neighbours (t-SNE, van der Maaten & Hinton 2008), by scikit-learn."
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits # scikit-learn's sums depend on the number of threads, too
     if not 0 < perplexity < len(features):
         allowed = f"a number between 0 and the {len(features)} features"
         raise ValueError(f"perplexity: expected {allowed}, got {perplexity}")
     plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-    return torch.from_numpy(plane.fit_transform(features.float().cpu().numpy()))
+    with threadpool_limits(torch.get_num_threads()): xy = plane.fit_transform(features.float().cpu().numpy())
+    return torch.from_numpy(xy)
 
 def tsne(
     net:TrainedNetwork, # what to evaluate
@@ -348,18 +352,19 @@ def evaluate(
     again:bool=False, # even if the record has it
     **args, # of the evaluation
 ) -> Record:
-    "The record with one more evaluation; one that it has already is not made again."
+    "The record with one more evaluation, and all that others have added; one that it has is not made again."
     check_choice("evaluation", what, list(EVALUATIONS))
     named = args if precision == "float32" else {**args, "precision": precision}
     name = evaluation_name(what, named)
-    if name in record.evaluations and not again: return record
     store = store if isinstance(store, Store) else Store(store)
+    known = store.get(record.run)
+    if known and known.metrics == record.metrics: record = known # what others have added
+    if name in record.evaluations and not again: return record
     start = time.perf_counter()
-    net = trained(record, store, data_path, device, precision, bar)
-    try: values = EVALUATIONS[what](net, **args)
-    except TypeError as e: raise ValueError(f"{what}: {e}") from e
-    seconds = round(time.perf_counter() - start, 3)
-    found = dict(values=values, date=now(), seconds=seconds, environment=environment(net.device))
-    record = replace(record, evaluations={**record.evaluations, name: found})
-    store.put(record)
-    return record
+    with threads(record.environment.get("threads")):
+        net = trained(record, store, data_path, device, precision, bar)
+        try: values = EVALUATIONS[what](net, **args)
+        except TypeError as e: raise ValueError(f"{what}: {e}") from e
+        here = environment(net.device)
+    found = dict(values=values, date=now(), seconds=round(time.perf_counter() - start, 3), environment=here)
+    return store.add(record, name, found)

@@ -55,7 +55,7 @@ def read_file(
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode): raise OSError(errno.EINVAL, "not a plain file", str(path))
         if found.st_size > most: raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, expected at most {most:,}", str(path))
-        with open(handle, "rb", closefd=False) as f: return f.read(most)
+        with open(handle, "rb", closefd=False) as f: return f.read()
 
 # %% ../nbs/inputs/09_files.ipynb #32047a6e
 def _new_beside(path): # an open file that this process holds locked, and its name
@@ -132,7 +132,6 @@ def _taken(path, seconds): # the lock, taken, whoever made it
 def locked(
     path:Path, # the lock; its folder is made where there is none
     wait:bool=True, # until whoever holds it gives it back
-    keep:bool=True, # leave the file there when it is given back
 ): # was it taken?
     "A context that one process, or one thread, is in at a time. Errors: `OSError` for a lock that cannot be made."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def locked(
         return
     try: yield True
     finally:
-        if not keep: path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
+        path.unlink(missing_ok=True) # before it is free: whoever waits for it makes a new one
         lock.release()
 
 # %% ../nbs/inputs/09_files.ipynb #453303cd

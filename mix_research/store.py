@@ -21,7 +21,7 @@ __all__ = ['ENDS', 'LOCK', 'PACKAGE', 'Store', 'run_files', 'set_aside', 'claime
 
 # %% ../nbs/runs/08_store.ipynb #9e411f06
 ENDS = dict(record=".json", log=".jsonl", checkpoint=".ckpt", claim=".claim", aside=".aside-*") # after the run's key
-LOCK = ".lock" # in the first folder: whoever writes a record there holds it
+LOCK = ".lock" # in the first folder, while somebody writes a record there
 
 class Store:
     "Records in folders: the first is written to, all are read."
@@ -143,7 +143,7 @@ def claim(self:Store,
 ): # True in one process at a time, False in others
     "A context in which nobody else trains the run."
     path = self.claim_path(run)
-    with locked(path, wait, keep=False) as mine:
+    with locked(path, wait) as mine:
         for folder in (path.parent, self.weights_path(run).parent) if mine else (): remove_left(folder, run.key)
         yield mine
 
@@ -180,8 +180,8 @@ def read_log(
     path:str|Path, # a file that `Log` wrote
 ) -> list[dict]: # events; lines that are not whole are left out
     "What happened."
-    events = []
-    lines = Path(path).read_bytes().splitlines() if Path(path).exists() else []
+    events, lines = [], []
+    with suppress(OSError): lines = read_file(path, most=2**30).splitlines()
     for line in lines:
         with suppress(ValueError, RecursionError): events.append(json.loads(line))
     return [e for e in events if isinstance(e, dict) and isinstance(e.get("event"), str)]

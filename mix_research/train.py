@@ -4,17 +4,20 @@
 
 # %% ../nbs/runs/16_train.ipynb #955044ce
 from __future__ import annotations
-import time, traceback
+import sys, time, traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
 from tqdm import tqdm
-from .assemble import best_device, build_learner, build_model, compile_network, load, pipeline, test_batches
+from . import data
+from .assemble import (
+    best_device, build_learner, build_model, compile_network, images_changed, load, pipeline, test_batches)
 from .checkpoint import BadCheckpoint, Checkpoint, SaveState
 from .checks import check_choice, moved
-from .environment import environment
+from .environment import decisive, environment, method_source, threads
 from .loop import Autocast, FastLearner, LossNotFinite, Parallel, Progress, Schedule
 from .memory import fitting_batch_size, memory_advice, out_of_memory
 from .parallel import broadcast, is_main, launched
@@ -30,9 +33,10 @@ _all_ = ["Autocast", "FastLearner", "LossNotFinite", "Parallel", "Progress", "Ru
 __getattr__ = moved(__name__, stream="run.generator_for")
 
 # %% auto #0
-__all__ = ['LOGS', 'words', 'train', 'Autocast', 'FastLearner', 'LossNotFinite', 'Parallel', 'Progress', 'Run', 'Schedule',
-           'best_device', 'build_learner', 'build_model', 'compile_network', 'environment', 'fitting_batch_size',
-           'learning_rate', 'load', 'load_weights', 'pipeline', 'save_weights', 'test_batches', 'weights_hash']
+__all__ = ['LOGS', 'words', 'known_record', 'train_now', 'train', 'Autocast', 'FastLearner', 'LossNotFinite', 'Parallel',
+           'Progress', 'Run', 'Schedule', 'best_device', 'build_learner', 'build_model', 'compile_network',
+           'environment', 'fitting_batch_size', 'learning_rate', 'load', 'load_weights', 'pipeline', 'save_weights',
+           'test_batches', 'weights_hash']
 
 # %% ../nbs/runs/16_train.ipynb #3d5be565
 def words(
@@ -63,6 +67,7 @@ class _Training:
         self.run, self.store, self.device, self.parallel = run, store, device, parallel
         self.environment = environment(device)
         self.checkpoint = Checkpoint(store.checkpoint_path(run)) if store else None
+        self.saved = None # the state to go on from
         self.say = Log(store.log_path(run) if store else None, listener)
         self.folder = store.tensorboard_folder(run) if store and log == "tensorboard" else None
 
@@ -82,12 +87,29 @@ def __exit__(self:_Training, kind, error, trace):
 
 # %% ../nbs/runs/16_train.ipynb #e4b7fbae
 @patch
+@contextmanager
+def resumed(self:_Training, fingerprint, resume):
+    "A context with the threads of the state to go on from, if there is one that may be used."
+    if self.checkpoint and not resume: self.checkpoint.remove()
+    saved = self.checkpoint.load() if self.checkpoint else None
+    with threads(_threads_of(saved)):
+        self.environment = environment(self.device) | dict(data=fingerprint)
+        here = self.environment | dict(run=self.run.key, method=method_source(self.run))
+        self.made_by = decisive(here)
+        self.saved = saved and self.checkpoint.found(self.made_by, saved)
+        yield
+
+def _threads_of(saved):
+    made_by = saved.get("made_by") if saved else None
+    n = made_by.get("threads") if isinstance(made_by, dict) else None
+    return n if isinstance(n, int) else None
+
+# %% ../nbs/runs/16_train.ipynb #f69645cd
+@patch
 def learner(self:_Training, d, bar):
     "A new one."
-    same = ("device", "torch", "version", "commit", "processes")
-    made_by = {k: v for k, v in self.environment.items() if k in same} | {"run": self.run.key}
     learn = build_learner(self.run, d, self.device, bar, self.parallel)
-    learn.add_cb(SaveState(self.checkpoint, learn.generators, made_by, self.say, self.parallel))
+    learn.add_cb(SaveState(self.checkpoint, learn.generators, self.made_by, self.say, self.parallel, self.saved))
     return learn.add_cbs(_tensorboard(self.folder) if self.folder else [])
 
 # %% ../nbs/runs/16_train.ipynb #b2bbcdbb
@@ -119,9 +141,8 @@ def fit(self:_Training, d, bar):
             error = _failure(learn, self.run.epochs, alone=not self.parallel)
             break
         except BadCheckpoint as e:
-            if not self.checkpoint: continue
-            print(f"not used: {self.checkpoint.path}: {words(e)}")
-            self.checkpoint.remove()
+            self.saved = None
+            if self.checkpoint: self.checkpoint.reject(words(e))
         finally:
             for loader in learn.dls: loader.close()
     if self.checkpoint: self.checkpoint.wait()
@@ -164,16 +185,68 @@ def keep(self:_Training, record, model, keep_weights):
     else: self.say("failed", error=record.error)
 
 # %% ../nbs/runs/16_train.ipynb #5db6a9e9
-def _known(run, store, parallel):
-    "A successful record, the same in all processes."
-    record = broadcast(parallel, store.get(run) if store else None)
+def known_record(
+    run:Run, # what was run
+    store:Store|None, # where records lie
+    data_path:str|Path|None=None, # folder of all data sets; see `data.data_root`
+) -> Record|None: # None if there is none; one of other images is named
+    "A record that speaks of this run as it would be trained now."
+    record = store.get(run) if store else None
+    why = images_changed(record, data_path) if record else ""
+    if not why: return record
+    print(f"not used: {store.record_path(run)}: {why}")
+
+def _known(run, store, data_path, parallel):
+    "A successful one, the same in all processes."
+    record = broadcast(parallel, known_record(run, store, data_path))
     return record if record and record.status == "ok" else None
+
+@contextmanager
+def _alone(run, store):
+    "A context in which nobody else trains the run; who must wait for it says so."
+    if store is None:
+        yield
+        return
+    with store.claim(run) as mine:
+        if mine:
+            yield
+            return
+    print(f"waiting: {run.method} seed {run.seed} is being trained by {store.owner(run)}", file=sys.stderr)
+    with store.claim(run, wait=True): yield
 
 def _bar(run, shown):
     title = f"{run.method} seed {run.seed}"
     return tqdm(total=run.epochs, unit="epoch", desc=title, leave=False, disable=not shown, dynamic_ncols=True)
 
 # %% ../nbs/runs/16_train.ipynb #1869d0b3
+def train_now(
+    run:Run, # what to run
+    store:Store|None=None, # where the record goes; its claim is the caller's
+    data_path:str|Path|None=None, # folder of all data sets; see `data.data_root`
+    device:torch.device|None=None, # where; the GPU if there is one
+    progress:bool=False, # an epoch bar on the terminal
+    download:bool=False, # fetch missing data where the source allows it
+    keep_weights:bool=True, # keep the trained network beside the record
+    resume:bool=True, # go on from a checkpoint in the store
+    log:str="", # see `train`
+    listener=None, # see `train`
+    parallel=None, # the processes that train together, from `parallel.launched`
+) -> Record: # of this training
+    "Trains, whatever there is."
+    device = torch.device(parallel.device if parallel else device or best_device())
+    d, start = load(run, data_path, download), time.perf_counter()
+    training = _Training(run, store, device, parallel, check_choice("log", log, LOGS), listener)
+    gpus = [device] if device.type == "cuda" else []
+    if gpus: torch.cuda.reset_peak_memory_stats(device)
+    with training, training.resumed(data.load(run.dataset, data_path).fingerprint, resume):
+        training.say("started", run=run.asdict(), environment=training.environment)
+        with torch.random.fork_rng(gpus), _bar(run, progress) as bar: outcome = training.fit(d, bar)
+        if outcome.error.startswith("out of memory"): outcome.error += f"; {memory_advice(run, device, data_path)}"
+    record = training.record(outcome, time.perf_counter() - start, len(d.x))
+    training.keep(record, outcome.model, keep_weights)
+    return record
+
+# %% ../nbs/runs/16_train.ipynb #676ae586
 def train(
     run:Run, # what to run
     store:Store|str|Path|None=None, # where records lie; None: keep it in memory only
@@ -187,22 +260,14 @@ def train(
     log:str="", # "tensorboard": fastai's own callback too, into the folder tensorboard of the store
     listener=None, # called with every event of the run, see `store.Log`
 ) -> Record:
-    "The record of a run: trained now, or found in the store."
+    "The record of a run: trained now, or found in the store. Errors: `NewerRecord` for one of a later version."
     parallel = launched(device and torch.device(device).type)
     if store is not None and not isinstance(store, Store): store = Store(store)
     if not is_main(parallel): store = None # the first process alone reads and writes
-    known = None if again else _known(run, store, parallel)
+    asked = (run, store, data_path, parallel)
+    known = None if again else _known(*asked)
     if known: return known
-    device = torch.device(parallel.device if parallel else device or best_device())
-    d, start = load(run, data_path, download), time.perf_counter()
-    training = _Training(run, store, device, parallel, check_choice("log", log, LOGS), listener)
-    if training.checkpoint and not resume: training.checkpoint.remove()
-    training.say("started", run=run.asdict(), environment=training.environment)
-    gpus = [device] if device.type == "cuda" else []
-    if gpus: torch.cuda.reset_peak_memory_stats(device)
-    with training, torch.random.fork_rng(gpus), _bar(run, progress) as bar:
-        outcome = training.fit(d, bar)
-        if outcome.error.startswith("out of memory"): outcome.error += f"; {memory_advice(run, device, data_path)}"
-    record = training.record(outcome, time.perf_counter() - start, len(d.x))
-    training.keep(record, outcome.model, keep_weights)
-    return record
+    with _alone(run, store):
+        known = None if again else _known(*asked)
+        how = (progress, download, keep_weights, resume, log, listener, parallel)
+        return known or train_now(run, store, data_path, device, *how)

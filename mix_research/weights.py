@@ -8,10 +8,10 @@ import hashlib, io
 from pathlib import Path
 import torch
 from torch import nn
-from .store import write_atomic
+from .files import read_file, write_atomic
 
 # %% auto #0
-__all__ = ['weights_hash', 'save_weights', 'load_weights']
+__all__ = ['state_hash', 'weights_hash', 'save_weights', 'read_state', 'read_weights', 'load_weights']
 
 # %% ../nbs/runs/10_weights.ipynb #0cf6c42c
 def _content(value):
@@ -19,15 +19,21 @@ def _content(value):
     if not value.ndim: return str(value.item()).encode()
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
-def weights_hash(
-    model:nn.Module, # a network
+def state_hash(
+    state:dict, # name -> tensor
 ) -> str: # 16 hexadecimal digits
-    "Equal if and only if all weights and statistics are equal, bit for bit."
+    "Equal if and only if all are equal, bit for bit."
     h = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         h.update(name.encode())
         h.update(_content(value))
     return h.hexdigest()[:16]
+
+def weights_hash(
+    model:nn.Module, # a network
+) -> str: # 16 hexadecimal digits
+    "That of all its weights and running statistics."
+    return state_hash(model.state_dict())
 
 # %% ../nbs/runs/10_weights.ipynb #789cccf2
 def save_weights(
@@ -40,23 +46,37 @@ def save_weights(
     write_atomic(path, content.getvalue())
 
 # %% ../nbs/runs/10_weights.ipynb #dc75b343
-def _read(path):
-    "The tensors in a file, by name."
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+def read_state(
+    content:bytes, # of a file of weights
+) -> dict: # name -> tensor, on the CPU
+    "The tensors in it. Errors: `ValueError` for anything else."
+    try: state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as e: # torch raises what its unpickler does
+        raise ValueError(f"not a file of weights ({type(e).__name__})") from e
+    named = isinstance(state, dict) and all(isinstance(k, str) for k in state)
+    if named and all(type(v) is torch.Tensor for v in state.values()): return state
+    raise ValueError("not a file of weights (expected tensors by name)")
+
+def read_weights(
+    path:Path, # where
+    expected:str, # the hash that the record gives, see `weights_hash`
+) -> dict: # name -> tensor, on the CPU
+    "Weights of a record, and of no other. Errors: `ValueError` naming a file that is gone, damaged or another's."
+    try: state = read_state(read_file(path, most=2**36))
     except FileNotFoundError:
         raise ValueError(f"{path}: the trained weights are not kept here; train the run again to have them") from None
-    except Exception as e: # torch raises what its unpickler does
-        raise ValueError(f"{path}: not a file of weights ({type(e).__name__})") from e
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: {getattr(e, 'strerror', None) or e}; train the run again to have its weights") from e
+    found = state_hash(state)
+    if found == expected: return state
+    raise ValueError(f"{path}: hash {found}, but the record's network has {expected}; train the run again to have it")
 
 def load_weights(
     path:Path, # where
     model:nn.Module, # a network of the same kind, changed in place
     expected:str, # the hash that its record gives, see `weights_hash`
 ):
-    "Weights of a record, and of no other. Errors: `ValueError` naming a file that is gone, damaged or another's."
-    state = _read(path)
+    "Puts the weights of a record into its network. Errors: `ValueError` as of `read_weights`, and for another network."
+    state = read_weights(path, expected)
     try: model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: weights of another network") from e
-    found = weights_hash(model)
-    if found != expected: raise ValueError(f"{path}: hash {found}, but the record's network has {expected}")
+    except RuntimeError as e: raise ValueError(f"{path}: weights of another network") from e
