@@ -9,16 +9,19 @@ from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 from .parallel import broadcast, is_main, launched
-from .record import Record, evaluation_name, now
+from .environment import threads
+from .record import NewerRecord, Record, evaluation_name, now
 from .run import Run
-from .store import Store, write_atomic
+from .store import Store, set_aside, write_atomic
+from .weights import read_weights
 
 # %% auto #0
-__all__ = ['Task', 'failure_line', 'failure', 'finish', 'Processes', 'Cluster', 'check_jobs', 'train_tasks']
+__all__ = ['Task', 'failure_line', 'failure', 'attended', 'finish', 'Processes', 'Cluster', 'check_jobs', 'train_tasks']
 
 # %% ../nbs/runs/19_jobs.ipynb #be940a26
 @dataclass
@@ -34,6 +37,8 @@ class Task:
     download:bool=False # fetch missing data where the source allows it
     keep_weights:bool=True # keep the trained network after its evaluations
     log:str="" # "tensorboard", see `train.train`
+    threads:int=0 # of the CPU; 0: as many as PyTorch has; a training that goes on keeps those with which it began
+    before:Record|None|str="any" # the record when the command began; "any": no record was made since
 
     def done(self,
         record:Record|None, # of the run
@@ -41,6 +46,15 @@ class Task:
         "Is the record a success that has everything that is wanted?"
         if record is None or record.status != "ok": return False
         return all(evaluation_name(what, args) in record.evaluations for what, args in self.wanted)
+
+    def left(self,
+        record:Record|None, # of the run
+    ) -> bool:
+        "Is there anything left to do?"
+        if record is None: return True
+        if record.status == "ok" and not self.done(record): return True
+        old = self.before == "any" or record == self.before
+        return old and (self.again or record.status != "ok")
 
 # %% ../nbs/runs/19_jobs.ipynb #3545f073
 def failure_line(
@@ -54,56 +68,88 @@ def failure(
     task:Task, # that could not be finished
     error:str, # why
 ) -> Record:
-    "A failed record, written unless there is a success (whose evaluation failed) or no room for it."
+    "A failed record, written unless there is a success (whose evaluation failed), a later version's, or no room for it."
     from mix_research import train
     environment = train.environment(torch.device(task.device or train.best_device()))
     record = Record(task.run, "failed", {}, [], {}, environment, now(), error)
-    with contextlib.suppress(OSError):
-        known = task.store.get(task.run)
-        if not known or known.status != "ok": task.store.put(record)
+    with contextlib.suppress(OSError, NewerRecord): task.store.put(record)
     return record
 
 # %% ../nbs/runs/19_jobs.ipynb #12b580dc
+def _has_weights(task, known):
+    "Are the weights there that the record speaks of? Others move aside."
+    path = task.store.weights_path(task.run)
+    if not os.path.lexists(path): return False
+    try: read_weights(path, known.metrics.get("weights"))
+    except ValueError as e:
+        print(f"set aside: {e}; it is {set_aside(path).name} now")
+        return False
+    return True
+
 def _to_train(task, known):
     "Does what is wanted need a training?"
-    if known is None or known.status != "ok": return True
-    return not task.done(known) and not task.store.weights_path(task.run).exists()
+    if known is None or known.status != "ok" or task.again: return True
+    return not task.done(known) and not _has_weights(task, known)
 
 def _trained(task, known, bar, listener, parallel):
     "The record of a training now."
-    from mix_research.train import train
-    resume = task.resume and not task.again
-    record = train(task.run, task.store, task.data_path, task.device, bar, again=True, download=task.download,
-                   resume=resume, log=task.log, listener=listener)
-    if not known or known.status != "ok" or known.metrics != record.metrics: return record
-    if is_main(parallel): task.store.put(known)
-    return known
+    from mix_research.train import train_now
+    store, resume = task.store if is_main(parallel) else None, task.resume and not task.again
+    record = train_now(task.run, store, task.data_path, task.device, bar, download=task.download, resume=resume,
+                       log=task.log, listener=listener, parallel=parallel)
+    if not known or task.again or known.metrics != record.metrics: return record
+    return store.put(known) if store else known
 
-def _finished(task, bar, listener, parallel):
+def _finished(task, known, bar, listener, parallel):
     "The record with all that is wanted."
     from mix_research.evaluate import evaluate
-    known = None if task.again else task.store.get(task.run)
-    train_it = broadcast(parallel, _to_train(task, known))
+    train_it = broadcast(parallel, _to_train(task, known) if is_main(parallel) else None)
     record = _trained(task, known, bar, listener, parallel) if train_it else known
     if record.status == "ok" and is_main(parallel):
         for what, args in task.wanted:
-            record = evaluate(record, what, task.store, task.data_path, task.device, bar=bar, **args)
+            how = dict(bar=bar, again=task.again)
+            record = evaluate(record, what, task.store, task.data_path, task.device, **how, **args)
     if not task.keep_weights: task.store.weights_path(task.run).unlink(missing_ok=True)
     return record
 
 # %% ../nbs/runs/19_jobs.ipynb #4e179f97
+def _reason(e): # an error, in one line
+    from mix_research.train import words
+    return words(e) if type(e) in (ValueError, NewerRecord) else f"{type(e).__name__}: {words(e)}"
+
+def _looked(task, claim, parallel):
+    "Is the claim ours, and what is known of the run?"
+    from mix_research.train import known_record
+    mine = claim.enter_context(task.store.claim(task.run)) if is_main(parallel) else None
+    return broadcast(parallel, (mine, known_record(task.run, task.store, task.data_path) if mine else None))
+
+def attended(
+    task:Task, # what to do
+    place, # called with the task and the record that is known, if something is left to do; returns a record
+    parallel=None, # the processes that train together, from `launched`
+) -> Record|None: # of the run; None: somebody else is at it
+    "What becomes of a task, whose claim is held meanwhile."
+    with contextlib.ExitStack() as claim:
+        try: mine, known = _looked(task, claim, parallel)
+        except Exception as e:
+            if parallel: raise
+            return failure(task, _reason(e))
+        if not mine: return None
+        return place(task, known) if task.left(known) else known
+
 def finish(
     task:Task, # what to do
     bar:bool=False, # show the epochs
     listener=None, # called with every event, see `store.Log`
-) -> Record: # of the run; a failed one that says why, if it could not be finished
+) -> Record|None: # of the run; a failed one that says why, if it could not be finished; None: somebody else is at it
     "Trains and evaluates what the record lacks."
-    from mix_research.train import words
     parallel = launched(task.device)
-    try: return _finished(task, bar, listener, parallel)
-    except Exception as e:
-        if parallel: raise
-        return failure(task, words(e) if type(e) is ValueError else f"{type(e).__name__}: {words(e)}")
+    def here(task, known):
+        try: return _finished(task, known, bar, listener, parallel)
+        except Exception as e:
+            if parallel: raise
+            return failure(task, _reason(e))
+    with threads(task.threads): return attended(task, here, parallel)
 
 # %% ../nbs/runs/19_jobs.ipynb #24c99479
 def _begin(n, alive):
@@ -250,7 +296,7 @@ def __call__(self:Cluster, task:Task) -> Record:
 # %% ../nbs/runs/19_jobs.ipynb #3a4c003c
 class _RunBar:
     "A bar over all runs, and what is known of those that are being trained."
-    def __init__(self, bar): self.bar, self.failed, self.epochs = bar, [], {}
+    def __init__(self, bar): self.bar, self.failed, self.epochs, self.told = bar, [], {}, set()
 
     def done(self, record):
         self.epochs.pop(record.run.key, None)
@@ -259,6 +305,11 @@ class _RunBar:
             self.bar.write(failure_line(record))
         self.bar.update()
 
+    def waits(self, task):
+        if task.run in self.told: return
+        self.told.add(task.run)
+        self.bar.write(f"waiting: {task.run.method} seed {task.run.seed} is being trained by {task.store.owner(task.run)}")
+
     def heard(self, event):
         if event["event"] == "epoch": self.epochs[event["key"]] = event["epoch"]
         self.bar.set_postfix_str(f"{len(self.epochs)} running, epochs {', '.join(map(str, self.epochs.values()))}")
@@ -266,34 +317,19 @@ class _RunBar:
 # %% ../nbs/runs/19_jobs.ipynb #fc6eb282
 class _Queue:
     "Tasks that wait, for as many threads as there may be runs at a time."
-    def __init__(self, tasks, seen, parallel):
-        self.waiting, self.seen, self.parallel = deque(tasks), seen, parallel
-        self.since, self.stopped = now(), False
+    def __init__(self, tasks, seen): self.waiting, self.seen, self.stopped = deque(tasks), seen, False
 
     def work(self, place):
-        "Attends to one task after the other."
+        "Attends to one task after the other; `place`: called with a task, returns its record, or None: it must wait."
         while self.waiting and not self.stopped:
             try: task = self.waiting.popleft()
             except IndexError: return # another thread was faster
-            record = self.attend(task, place)
+            record = place(task)
             if record: self.seen.done(record)
             else:
+                self.seen.waits(task)
                 self.waiting.append(task)
                 time.sleep(.2)
-
-    def attend(self, task, place):
-        "Its record; None: somebody else is at it."
-        claim = task.store.claim(task.run) if is_main(self.parallel) else contextlib.nullcontext(False)
-        with claim as mine:
-            mine, known = broadcast(self.parallel, (mine, self.known(task) if mine else None))
-            return known or place(task) if mine else None
-
-    def known(self, task):
-        "A record that leaves nothing to do."
-        record = task.store.get(task.run)
-        if not record or record.status == "ok" and not task.done(record): return None
-        older = record.date < self.since
-        return None if older and (task.again or record.status != "ok") else record
 
 # %% ../nbs/runs/19_jobs.ipynb #068c69ed
 def _side_by_side(waiting, place, jobs):
@@ -317,6 +353,14 @@ def check_jobs(
     if parallel and (jobs > 1 or scheduler):
         raise ValueError("jobs: several processes train each run together; allowed: jobs=1 and no scheduler")
 
+def _threads_each(jobs): # of each of so many trainings, whether or not there are as many runs
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.get_num_threads() if jobs == 1 else min(torch.get_num_threads(), max(1, cores // jobs))
+
+def _before(task): # its record when the command begins
+    try: return task.store.get(task.run)
+    except NewerRecord: return None
+
 # %% ../nbs/runs/19_jobs.ipynb #c3afc247
 def train_tasks(
     tasks:list, # of `Task`, each of another run; how they are trained is said here
@@ -335,13 +379,14 @@ def train_tasks(
     parallel = launched(device)
     check_jobs(jobs, scheduler, parallel)
     how = dict(device=device, download=download, keep_weights=keep_weights, resume=resume, log=log, again=again)
-    tasks = [replace(task, **how) for task in broadcast(parallel, tasks)]
+    how["threads"] = 0 if scheduler else _threads_each(jobs)
+    tasks = [replace(task, before=_before(task), **how) for task in broadcast(parallel, tasks)]
     if not tasks: return []
     shown, jobs = progress and is_main(parallel), min(jobs, len(tasks))
     with tqdm(total=len(tasks), unit="run", desc=title, disable=not shown, dynamic_ncols=True) as bar:
         seen = _RunBar(bar)
-        waiting = _Queue(tasks, seen, parallel)
+        waiting = _Queue(tasks, seen)
         if scheduler: _side_by_side(waiting, Cluster(scheduler, seen.heard), jobs)
         elif jobs > 1: _side_by_side(waiting, Processes(jobs), jobs)
-        else: waiting.work(lambda task: finish(task, shown))
+        else: waiting.work(partial(finish, bar=shown))
     return seen.failed

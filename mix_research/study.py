@@ -13,7 +13,7 @@ from . import table as tables
 from .jobs import Task, check_jobs, train_tasks
 from .parallel import launched
 from .protocol import METRICS, SCENARIO, artefacts, chosen, protocol_of, reference
-from .record import evaluation_name
+from .record import NewerRecord, evaluation_name
 from .run import Run
 from .store import PACKAGE, Store, committed_records, default_records, papers_dir
 
@@ -135,10 +135,14 @@ def _plan(study):
     return plan.drop_duplicates(told_apart).reset_index(drop=True)
 
 # %% ../nbs/tables/04_study.ipynb #c2a057fd
+def _found(store, run): # its record; one that only a later version can read is named and left out
+    try: return store.get(run)
+    except NewerRecord as e: print(f"not shown: {e}")
+
 @patch
 def records(self:Study) -> dict: # Run -> Record, for runs that have one
     "What is in the store."
-    found = {run: self.store.get(run) for run in self.runs}
+    found = {run: _found(self.store, run) for run in self.runs}
     return {run: record for run, record in found.items() if record}
 
 def _value(record, metric): # as a table shows it; None if it was not evaluated
