@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 import mix_research
@@ -16,7 +17,7 @@ from .files import held, locked, read_file, remove_left, write_atomic
 _all_ = ["write_atomic"] # it was here
 
 # %% auto #0
-__all__ = ['ENDS', 'LOCK', 'PACKAGE', 'Store', 'run_files', 'set_aside', 'claimed', 'Log', 'read_log', 'papers_dir',
+__all__ = ['ENDS', 'LOCK', 'PACKAGE', 'Store', 'run_files', 'say_once', 'set_aside', 'claimed', 'Log', 'read_log', 'papers_dir',
            'committed_records', 'default_records', 'write_atomic']
 
 # %% ../nbs/runs/08_store.ipynb #9e411f06
@@ -45,6 +46,14 @@ def run_files(
     "The files of one kind in a folder."
     return sorted(Path(folder).glob(f"*{ENDS[kind]}"))
 
+# %% ../nbs/runs/08_store.ipynb #2a4a641b
+@lru_cache(maxsize=1000)
+def say_once(
+    line:str, # what there is to say
+):
+    "Prints a line, unless this process has said it before."
+    print(line)
+
 # %% ../nbs/runs/08_store.ipynb #9e411f15
 def _whole(path, run): # the record in a file
     from mix_research.record import BadRecord, Record # which need PyTorch; names of papers are asked for without it
@@ -64,7 +73,7 @@ def get(self:Store,
         try: found.append(_whole(path, run))
         except (FileNotFoundError, NotADirectoryError): continue
         except NewerRecord as e: newer = NewerRecord(f"{path}: {e}")
-        except (BadRecord, OSError) as e: print(f"not used: {path}: {getattr(e, 'strerror', None) or e}")
+        except (BadRecord, OSError) as e: say_once(f"not used: {path}: {getattr(e, 'strerror', None) or e}")
     good = [record for record in found if record.status == "ok"]
     if newer and not good: raise newer
     return next(iter(good + found), None)

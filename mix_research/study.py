@@ -15,7 +15,7 @@ from .parallel import launched
 from .protocol import METRICS, SCENARIO, artefacts, chosen, protocol_of, reference
 from .record import NewerRecord, evaluation_name
 from .run import Run
-from .store import PACKAGE, Store, committed_records, default_records, papers_dir
+from .store import PACKAGE, Store, committed_records, default_records, papers_dir, say_once
 
 _all_ = ["METRICS", "PACKAGE", "artefacts", "committed_records", "default_records", "papers_dir", "protocol_of",
          "reference"] # they were here
@@ -137,7 +137,7 @@ def _plan(study):
 # %% ../nbs/tables/04_study.ipynb #c2a057fd
 def _found(store, run): # its record; one that only a later version can read is named and left out
     try: return store.get(run)
-    except NewerRecord as e: print(f"not shown: {e}")
+    except NewerRecord as e: say_once(f"not shown: {e}")
 
 @patch
 def records(self:Study) -> dict: # Run -> Record, for runs that have one
