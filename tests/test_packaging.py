@@ -177,10 +177,10 @@ def test_make_installs_only_what_is_pinned():
 
 @pytest.fixture(scope="module")
 def with_uv(index, tmp_path_factory):
-    """What make installs from, with toolz in the place of every requirement, and uv installed."""
+    """What make installs from, with toolz in the place of most requirements, and uv installed."""
     folder = tmp_path_factory.mktemp("small")
     for name in ("Makefile", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, folder)
-    asked = re.sub(r"requirements = .*", "requirements = toolz", (ROOT / "settings.ini").read_text())
+    asked = re.sub(r"requirements = .*", "requirements = toolz setuptools uv", (ROOT / "settings.ini").read_text())
     (folder / "settings.ini").write_text(asked)
     lines = "\n".join(map(locked, ("setuptools", "toolz", "uv")))
     (folder / "constraints.txt").write_text(lines.replace(" --", " \\\n    --") + "\n")
@@ -208,8 +208,7 @@ def test_make_installs_what_is_pinned(small):
     make(small, "-o", ".venv/bin/uv", ".venv/ready")
     asked = "pip", "list", "-q", "--format", "json", "--python", ".venv/bin/python"
     found = json.loads(run(".venv/bin/uv", *asked, cwd=small).stdout)
-    assert {"toolz", "uv", "mix-research"} <= {p["name"] for p in found}
-    assert {p["name"] for p in found} <= {"pip", "setuptools", "toolz", "uv", "mix-research"}
+    assert {p["name"] for p in found} == {"pip", "setuptools", "toolz", "uv", "mix-research"}
 
 
 CHANGES = {  # file, what stands there, what comes instead, what is said of it
@@ -227,6 +226,20 @@ def test_make_refuses_what_is_not_pinned(what, small):
     change(small / name, there, instead)
     assert said in make(small, "-o", ".venv/bin/uv", ".venv/ready", code=2)
     assert not (small / ".venv/ready").exists()
+
+
+def test_pins_follow_the_settings(small):
+    """Also when they are asked for again; what was pinned stays."""
+    pinned = small / "constraints.txt"
+    make(small, "-o", ".venv/bin/uv", "pins")
+    before = pinned.read_text()
+    change(small / "settings.ini", "requirements = toolz", "requirements = partd toolz")
+    make(small, "-o", ".venv/bin/uv", "pins")
+    after = pinned.read_text()
+    assert "partd==" in after and set(before.splitlines()) < set(after.splitlines())
+    change(small / "settings.ini", "partd ", "")
+    make(small, "-o", ".venv/bin/uv", "pins")
+    assert pinned.read_text() == before
 
 
 def test_make_refuses_another_uv(small):
