@@ -39,10 +39,10 @@ site: .venv/ready ## the notebooks, the records and the reference as pages in _d
 	OMP_NUM_THREADS=1 python site/build.py
 
 pins: .venv/bin/uv ## constraints.txt for what settings.ini asks; ARGS=--upgrade renews every version
-	uv pip compile -q --universal --python-version 3.10 --all-extras --generate-hashes --no-annotate \
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --generate-hashes --no-annotate \
 	  --build-constraints constraints.txt --custom-compile-command "make pins" $(ARGS) setup.py -o constraints.txt
 
-# Only what constraints.txt has the hash of: first uv, by pip, then all of it, then the checkout, which may fetch nothing.
+# Only what constraints.txt has the hash of: pip installs uv, uv the rest, then the checkout, which may fetch nothing.
 .venv/bin/uv: constraints.txt
 	$(PYTHON) -m venv .venv
 	sed -n '/^uv==/,/[^\\]$$/p' constraints.txt | \
