@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 README_DIR ?= .
 
-.PHONY: reproduce test lab lib readme render bench site
+.PHONY: reproduce test lab lib readme render bench site pins
 reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 	mix-research reproduce randomix/table_1 --preset smoke
 
@@ -35,15 +35,21 @@ readme: .venv/ready ## README.md from nbs/index.ipynb
 bench: .venv/ready ## what mixing and training cost on this machine
 	mix-research bench
 
-site: .venv/site ## the notebooks, the records and the reference as pages in _docs/
+site: .venv/ready ## the notebooks, the records and the reference as pages in _docs/
 	OMP_NUM_THREADS=1 python site/build.py
 
-.venv/site: .venv/ready
-	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev,cluster,log,site]"
-	touch $@
+pins: .venv/bin/uv ## constraints.txt for what settings.ini asks; ARGS=--upgrade renews every version
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --generate-hashes --no-annotate \
+	  --build-constraints constraints.txt --custom-compile-command "make pins" $(ARGS) setup.py -o constraints.txt
 
-.venv/ready: constraints.txt settings.ini setup.py pyproject.toml
+# Only what constraints.txt has the hash of: pip installs uv, uv the rest, then the checkout, which may fetch nothing.
+.venv/bin/uv: constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q --disable-pip-version-check uv
-	uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev,cluster,log]"
+	sed -n '/^uv==/,/[^\\]$$/p' constraints.txt | \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r /dev/stdin
+	touch -c $@
+
+.venv/ready: .venv/bin/uv constraints.txt settings.ini setup.py pyproject.toml
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes --no-build -r constraints.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-index --no-build-isolation -e ".[dev,cluster,log,speed,site]"
 	touch $@

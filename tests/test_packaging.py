@@ -1,6 +1,7 @@
 """The ways in: a wheel in a fresh environment and an empty folder, the README's examples there, imports, the starter of
 a new method, the hooks of a day's work."""
 import ast
+import hashlib
 import json
 import os
 import re
@@ -17,12 +18,14 @@ import nbformat
 import pytest
 import yaml
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
 
 from conftest import ROOT
 
 IGNORED = shutil.ignore_patterns(
     ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints",
     "reproduced", "data", "weights", "shared", "_*docs", "_proc")
+CONSTRAINTS = ROOT / "constraints.txt"
 HIDDEN = ("MIX_RESEARCH", "PYTHONPATH", "VIRTUAL_ENV")  # this user's settings
 
 
@@ -59,7 +62,8 @@ def index():
 def wheel(checkout, index, tmp_path_factory):
     """Built of an sdist, so that both hold what they need."""
     out = tmp_path_factory.mktemp("dist")
-    run("uv", "build", "-q", "--out-dir", out, ".", cwd=checkout)
+    reviewed = "--require-hashes", "--build-constraints", CONSTRAINTS
+    run("uv", "build", "-q", *reviewed, "--out-dir", out, ".", cwd=checkout)
     return next(out.glob("*.whl"))
 
 
@@ -73,9 +77,34 @@ def fresh(wheel, tmp_path_factory):
     shutil.rmtree(env)  # some gigabytes
 
 
-def install(bin, *what, code=0):
-    how = "-q", "--python", bin / "python", "-c", ROOT / "constraints.txt"
-    return run("uv", "pip", "install", *how, *what, cwd=bin, code=code)
+def pins():
+    """What constraints.txt installs, and the hashes of each: [(requirement, hashes)]."""
+    lines = CONSTRAINTS.read_text().replace("\\\n", " ").splitlines()
+    split = [re.split(r"\s+(?=--)", line.strip()) for line in lines if not line.startswith("#")]
+    return [(Requirement(what), hashes) for what, *hashes in split]
+
+
+def settings():
+    cfg = ConfigParser(delimiters=["="])
+    cfg.read(ROOT / "settings.ini")
+    return cfg["DEFAULT"]
+
+
+def applies(requirement): return requirement.marker is None or requirement.marker.evaluate()
+
+
+def locked(what):
+    """A line that allows one file only: our wheel by its own hash, a name as it is pinned."""
+    if isinstance(what, Path):
+        return f"mix-research @ {what.as_uri()} --hash=sha256:{hashlib.sha256(what.read_bytes()).hexdigest()}"
+    return next(" ".join([str(pin), *hashes]) for pin, hashes in pins() if pin.name == what and applies(pin))
+
+
+def install(bin, *what):
+    wanted = bin.parent / "wanted.txt"
+    wanted.write_text("\n".join(map(locked, what)))
+    how = "-q", "--python", bin / "python", "--require-hashes", "--no-build", "-c", CONSTRAINTS
+    run("uv", "pip", "install", *how, "-r", wanted, cwd=bin)
 
 
 def files(folder):
@@ -98,28 +127,12 @@ LOOPS = {  # and what they need beside the wheel and timm
 }
 
 
-def lacks(bin, needs):
-    """Why what is needed cannot be installed; "" once it is."""
-    done = install(bin, *needs, code=None) if needs else None
-    return f"{needs} cannot be installed: {done.stderr.strip()[-300:]}" if done and done.returncode else ""
-
-
 def run_example(bin, title, needs, folder):
-    """Exit code and output; no code where something is lacking."""
-    lacking = lacks(bin, needs)
-    if lacking: return None, lacking
+    """Exit code and output."""
+    if needs: install(bin, *needs)
     (folder / "example.py").write_text(examples()[title])
     done = run(bin / "python", "example.py", cwd=folder, code=None)
     return done.returncode, done.stdout + (done.stderr[-3000:] if done.returncode else "")
-
-
-def run_steps(bin, folder):
-    """The same of the examples' steps under accumulation, which have a file of tests."""
-    lacking = lacks(bin, ["pytest"])
-    if lacking: return None, lacking
-    how = "-q", "-rs", "-p", "no:cacheprovider"
-    done = run(bin / "python", "-m", "pytest", *how, ROOT / "tests/test_accumulation.py", cwd=folder, code=None)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +142,111 @@ def examples_running(fresh, tmp_path_factory):
     folder = tmp_path_factory.mktemp
     with ThreadPoolExecutor(1) as pool:
         def run_later(title): return pool.submit(run_example, fresh, title, LOOPS[title], folder("example"))
-        ran = {title: run_later(title) for title in LOOPS}
-        yield {**ran, "steps": pool.submit(run_steps, fresh, folder("steps"))}
+        yield {title: run_later(title) for title in LOOPS}
+
+
+def test_every_pin_is_one_version_with_its_hashes():
+    """And nothing else stands there: no index, no address, no option."""
+    for pin, hashes in pins():
+        (version,) = pin.specifier
+        assert version.operator == "==" and "*" not in version.version and not pin.url, pin
+        assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes), pin
+    assert {"uv", "setuptools"} <= {pin.name for pin, _ in pins()}  # what installs and what builds
+
+
+@pytest.mark.parametrize("key", [key for key in settings() if key.endswith("requirements")])
+def test_what_the_settings_ask_for_is_pinned(key):
+    pinned = {pin.name: next(iter(pin.specifier)).version for pin, _ in pins() if applies(pin)}
+    for wanted in map(Requirement, settings()[key].split()):
+        assert wanted.specifier.contains(pinned[wanted.name]), f"{wanted} is not pinned: make pins"
+
+
+def test_make_installs_only_what_is_pinned():
+    """Each command that installs asks for hashes, or may fetch nothing; the checkout comes with every extra."""
+    rules = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    *fetching, ours = re.findall(r"^\t.*\bpip install\b.*", rules, re.M)
+    for line in fetching:
+        assert {"--require-hashes", "-r"} <= set(line.split()) and "constraints.txt" in line
+        assert re.search("--no-build |--only-binary :all: ", line)  # what is built may fetch as it likes
+    assert "--no-index --no-build-isolation" in ours
+    extras = {key.removesuffix("_requirements") for key in settings() if key.endswith("_requirements")}
+    assert set(re.search(r"\[(.+)\]", ours)[1].split(",")) == extras
+    (renewed,) = re.findall(r"^\t.*\bpip compile\b.*", rules, re.M)
+    assert "--generate-hashes" in renewed and "--build-constraints constraints.txt" in renewed
+
+
+@pytest.fixture(scope="module")
+def with_uv(index, tmp_path_factory):
+    """What make installs from, with toolz in the place of most requirements, and uv installed."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("Makefile", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, folder)
+    asked = re.sub(r"requirements = .*", "requirements = toolz setuptools uv", (ROOT / "settings.ini").read_text())
+    (folder / "settings.ini").write_text(asked)
+    lines = "\n".join(map(locked, ("setuptools", "toolz", "uv")))
+    (folder / "constraints.txt").write_text(lines.replace(" --", " \\\n    --") + "\n")
+    make(folder, ".venv/bin/uv", f"PYTHON={sys.executable}")
+    return folder
+
+
+@pytest.fixture
+def small(with_uv, tmp_path): return shutil.copytree(with_uv, tmp_path / "small", symlinks=True)
+
+
+def make(folder, *how, code=0): return run("make", "-s", *how, cwd=folder, code=code).stderr
+
+
+def change(path, there, instead):
+    text = path.read_text()
+    path.write_text(re.sub(there, instead, text))
+    assert path.read_text() != text
+
+
+def other_hashes(found): return re.sub("sha256:....", "sha256:0000", found[0])
+
+
+def test_make_installs_what_is_pinned(small):
+    make(small, "-o", ".venv/bin/uv", ".venv/ready")
+    asked = "pip", "list", "-q", "--format", "json", "--python", ".venv/bin/python"
+    found = json.loads(run(".venv/bin/uv", *asked, cwd=small).stdout)
+    assert {p["name"] for p in found} == {"pip", "setuptools", "toolz", "uv", "mix-research"}
+
+
+CHANGES = {  # file, what stands there, what comes instead, what is said of it
+    "another setuptools": ("constraints.txt", r"(?s)setuptools==.*?\ntoolz", other_hashes, "Hash mismatch"),
+    "another toolz": ("constraints.txt", r"(?s)toolz==.*?\nuv", other_hashes, "Hash mismatch"),
+    "no hash": ("constraints.txt", r"(?s)(\ntoolz==\S+).*?\nuv", r"\1\nuv", "must have a hash"),
+    "no version": ("constraints.txt", r"toolz==\S+", "toolz", "pinned with `==`"),
+    "not pinned": ("settings.ini", "requirements = toolz", "requirements = partd", "partd was not found"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_make_refuses_what_is_not_pinned(what, small):
+    name, there, instead, said = CHANGES[what]
+    change(small / name, there, instead)
+    assert said in make(small, "-o", ".venv/bin/uv", ".venv/ready", code=2)
+    assert not (small / ".venv/ready").exists()
+
+
+def test_pins_follow_the_settings(small):
+    """Also when they are asked for again; what was pinned stays."""
+    pinned = small / "constraints.txt"
+    make(small, "-o", ".venv/bin/uv", "pins")
+    before = pinned.read_text()
+    change(small / "settings.ini", "requirements = toolz", "requirements = partd toolz")
+    make(small, "-o", ".venv/bin/uv", "pins")
+    after = pinned.read_text()
+    assert "partd==" in after and set(before.splitlines()) < set(after.splitlines())
+    change(small / "settings.ini", "partd ", "")
+    make(small, "-o", ".venv/bin/uv", "pins")
+    assert pinned.read_text() == before
+
+
+def test_make_refuses_another_uv(small):
+    shutil.rmtree(small / ".venv")
+    change(small / "constraints.txt", r"(?s)\nuv==.*", other_hashes)
+    assert "DO NOT MATCH" in make(small, ".venv/ready", f"PYTHON={sys.executable}", code=2)
+    assert not (small / ".venv/bin/uv").exists()
 
 
 def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
@@ -141,9 +257,7 @@ def test_wheel_holds_the_papers_and_every_extra(wheel, record_property):
         template = z.read("mix_research/templates/new_method.ipynb")
     assert papers == files(ROOT / "papers")
     assert template == (ROOT / "mix_research/templates/new_method.ipynb").read_bytes()
-    cfg = ConfigParser(delimiters=["="])
-    cfg.read(ROOT / "settings.ini")
-    extras = {k.removesuffix("_requirements") for k in cfg["DEFAULT"] if k.endswith("_requirements")}
+    extras = {k.removesuffix("_requirements") for k in settings() if k.endswith("_requirements")}
     assert set(meta.get_all("Provides-Extra")) == extras and {"dev", "cluster", "speed"} <= extras
     optional = {re.match(r"[\w-]+", r)[0] for r in meta.get_all("Requires-Dist") if "extra ==" in r}
     assert {"timm", "dask-jobqueue"} <= optional
@@ -323,10 +437,9 @@ def test_merge_driver(what, conflict, checkout):
 
 
 def test_citation():
-    cff, cfg = yaml.safe_load((ROOT / "CITATION.cff").read_text()), ConfigParser(delimiters=["="])
-    cfg.read(ROOT / "settings.ini")
-    assert cff["version"] == cfg["DEFAULT"]["version"] and cff["license"] == "Apache-2.0"
-    assert cff["authors"] == [{"name": cfg["DEFAULT"]["author"]}]
+    cff, cfg = yaml.safe_load((ROOT / "CITATION.cff").read_text()), settings()
+    assert cff["version"] == cfg["version"] and cff["license"] == "Apache-2.0"
+    assert cff["authors"] == [{"name": cfg["author"]}]
     assert [r["title"].split(":")[0].lower() for r in cff["references"]] == ["randomix", "lmix", "miamix", "synermix"]
     for r in cff["references"]:
         assert r["authors"] and ("doi" in r or r["identifiers"][0]["value"].startswith("arXiv:"))
@@ -336,17 +449,7 @@ def test_citation():
 def test_example_of_the_readme(title, examples_running):
     """As it stands there. Ten classes: chance is .1."""
     code, out = examples_running[title].result()
-    if code is None: pytest.skip(out)
     assert code == 0 and float(re.findall(r"accuracy.*?([01]\.\d+)\s*$", out.strip())[-1]) > .5, out
-
-
-def test_the_examples_take_the_same_step_when_they_accumulate(examples_running):
-    """Where what they need is installed, also what this environment lacks."""
-    code, out = examples_running["steps"].result()
-    if code is None: pytest.skip(out)
-    assert code == 0, out
-    lacking = [title for title, needs in LOOPS.items() if needs and examples_running[title].result()[0] is None]
-    assert "skipped" not in out or lacking, out
 
 
 def test_every_example_is_run():

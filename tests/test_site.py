@@ -15,7 +15,7 @@ from mix_research.study import artefacts
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [m for m in ("sphinx", "furo", "myst_nb", "latex2mathml") if not importlib.util.find_spec(m)]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}: make .venv/site")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the site needs {', '.join(MISSING)}: make .venv/ready")
 DRIVEN = BROWSER and importlib.util.find_spec("playwright")
 needs_browser = pytest.mark.skipif(not DRIVEN, reason="needs chromium and playwright")
 WINGS = ("mixing", "inputs", "runs", "tables", "app")
