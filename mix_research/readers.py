@@ -148,7 +148,7 @@ class _Array:
         if type(content) not in (bytes, bytearray) or len(content) != n: raise ValueError(f"not the {n} bytes of an array")
         return np.frombuffer(content, self.kind).reshape(sizes, order="F" if self.order == "F" else "C")
 
-# %% ../nbs/inputs/07_readers.ipynb #066a30f7
+# %% ../nbs/inputs/07_readers.ipynb #5034ebc9
 _ORDERS = [(3, sign, None, None, None, -1, -1, 0) for sign in "|<"] # all that is said of a kind of numbers
 
 def _global(module, name): # its name, as NumPy called it before version 2
@@ -172,7 +172,7 @@ def _build(state, target): # the second half of an array or of a kind of numbers
         target.order = "F" if fortran is True or fortran == 1 else "C"
     elif state not in _ORDERS: raise ValueError("a kind of numbers that is not plain")
 
-# %% ../nbs/inputs/07_readers.ipynb #c05cbf48
+# %% ../nbs/inputs/07_readers.ipynb #5383eb55
 class _Machine:
     "Runs the steps of a pickle."
     def __init__(self): self.stack, self.marks, self.memory = [], [], {}
@@ -200,7 +200,7 @@ class _Machine:
         if not all(type(k) is str for k in values[::2]): raise ValueError("keys that are no texts")
         return dict(zip(values[::2], values[1::2], strict=True))
 
-# %% ../nbs/inputs/07_readers.ipynb #fe4a06e6
+# %% ../nbs/inputs/07_readers.ipynb #4c963cfc
 _VALUES = set("""INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
     BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split())
 _STEPS = dict(
@@ -308,7 +308,7 @@ def cifar10(root:Path, download:bool) -> Dataset: return cifar("cifar10", root, 
 def cifar100(root:Path, download:bool) -> Dataset: return cifar("cifar100", root, download)
 
 # %% ../nbs/inputs/07_readers.ipynb #dbb61fb1
-def _elements(data): # kind and content of each
+def _elements(data, apart=8): # kind and content of each
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from("<II", data, at)
@@ -317,9 +317,9 @@ def _elements(data): # kind and content of each
         if start + size > len(data): raise ValueError("it ends too early")
         yield kind, data[start:start + size]
         at = max(at + 8, start + size)
-        at += -at % 8
+        at += -at % apart
 
-# %% ../nbs/inputs/07_readers.ipynb #8cfe8bc4
+# %% ../nbs/inputs/07_readers.ipynb #40e8dce1
 _CLASSES = {8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"} # those of integers
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 12: "i8", 13: "u8"} # how they are written
 
@@ -341,12 +341,12 @@ def _variables(path): # name -> array
     blob = memoryview(plain_file(path).read_bytes())
     if blob[124:128] != b"\0\1IM": raise ValueError("it does not begin like one of version 5")
     found = {}
-    for kind, data in _elements(blob[128:]):
+    for kind, data in _elements(blob[128:], 1):
         if kind == 15: ((kind, data),) = _elements(_inflated(data))
         if kind == 14: found.update([_variable(data)])
     return found
 
-# %% ../nbs/inputs/07_readers.ipynb #9c68bbfb
+# %% ../nbs/inputs/07_readers.ipynb #c5e260d6
 def _house_numbers(path, root):
     try:
         found = _variables(path)
