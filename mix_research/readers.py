@@ -145,7 +145,8 @@ class _Array:
         if not all(type(n) is int and 0 <= n < 2**31 for n in sizes): raise ValueError("an array without a shape")
         content = self.content.encode("latin1") if type(self.content) is str else self.content
         n = math.prod(sizes) * np.dtype(self.kind).itemsize
-        if type(content) not in (bytes, bytearray) or len(content) != n: raise ValueError(f"not the {n} bytes of an array")
+        whole = type(content) in (bytes, bytearray) and len(content) == n
+        if not whole: raise ValueError(f"not the {n} bytes of an array")
         return np.frombuffer(content, self.kind).reshape(sizes, order="F" if self.order == "F" else "C")
 
 # %% ../nbs/inputs/07_readers.ipynb #5034ebc9

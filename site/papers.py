@@ -75,7 +75,8 @@ def picture(name):
     for data, photo in pictures(name): return thumbnail(name, data, photo)
     if name in STUDIES and compared_rows(STUDIES[name]): return small_dots(STUDIES[name])
     paper, artefact = name.split("/")
-    return f'<span class="name" aria-hidden="true">{escape(NAMES[paper])}<br>{escape(artefact.replace("_", " "))}</span>'
+    names = f'{escape(NAMES[paper])}<br>{escape(artefact.replace("_", " "))}'
+    return f'<span class="name" aria-hidden="true">{names}</span>'
 
 
 def card(name, here, up):
@@ -137,7 +138,8 @@ def paper_page(paper):
     "The page of one paper."
     names, kind = of_paper(paper), "Notebooks" if paper == "beyond" else "Tables and figures"
     protocol = protocol_of(paper)
-    text = f"# {in_markdown(NAMES[paper])}\n\n{introduction(paper, protocol)}\n## {kind}\n{cards(names, f'{paper}/', '../../')}"
+    text = f"# {in_markdown(NAMES[paper])}\n\n{introduction(paper, protocol)}\n## {kind}\n"
+    text += cards(names, f"{paper}/", "../../")
     compared = comparable(names)
     if compared:
         text += f"\n## Paper against ours\n{html(key(PAPER, OURS))}\n{warning(compared)}"
