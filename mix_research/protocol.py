@@ -112,7 +112,7 @@ def _check_names(node): # of a mapping, each once
     twice = [value for i, (tag, value) in enumerate(names) if (tag, value) in names[:i]]
     if twice: raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice")
 
-def _size(node, known): # its values and their characters, with all aliases written out; `known` are those of other nodes
+def _size(node, known): # its values and characters, with all aliases written out; `known`: those of other nodes
     if id(node) not in known:
         known[id(node)] = math.inf # as it is, where it holds itself
         if isinstance(node, yaml.MappingNode): _check_names(node)
@@ -145,7 +145,8 @@ def read_protocol(
     try:
         values = _values(text)
         plain = _plain(values)
-    except (yaml.YAMLError, ValueError, RecursionError) as e: raise ValueError(f"{path}: not plain YAML ({_line(e)})") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not plain YAML ({_line(e)})") from e
     if not plain: raise ValueError(f"{path}: expected names, texts, numbers and lists only; put other words in quotes")
     try: return read(Protocol, values)
     except ValueError as e: raise ValueError(f"{path}: {_line(e)}") from None

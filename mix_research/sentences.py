@@ -87,7 +87,8 @@ def _paper_says(study, hero, paper, sign): # of each cell: the lead that the pap
         if not rivals or (hero, *cell) not in paper: continue
         rival = max(rivals, key=lambda m: sign * paper[(m, *cell)][0])
         lead = paper[(hero, *cell)][0] - paper[(rival, *cell)][0]
-        yield f"The paper, {in_markdown(study.title(cell))}: {_label(study, hero)} {lead:+.2f} against {_label(study, rival)}."
+        where, names = in_markdown(study.title(cell)), [_label(study, m) for m in (hero, rival)]
+        yield f"The paper, {where}: {names[0]} {lead:+.2f} against {names[1]}."
 
 # %% ../nbs/tables/03_sentences.ipynb #835cda84
 def conclusions(

@@ -166,6 +166,7 @@ def _lines(part, width): # of each row its name, and under it what stands in eac
     out = []
     part = part.rename(index=in_markdown).map(in_markdown)
     for name, cells in zip(part.index, part.itertuples(index=False)):
-        told = [_wrapped(f"{in_markdown(column)}: {text}", width, "  ") for column, text in zip(part.columns, cells) if text]
+        titled = zip(map(in_markdown, part.columns), cells)
+        told = [_wrapped(f"{column}: {text}", width, "  ") for column, text in titled if text]
         out += [_wrapped(name, width), *told]
     return "\n".join(out)
