@@ -4,12 +4,43 @@
 
 # %% ../nbs/inputs/04_download.ipynb #4dcd8126
 from __future__ import annotations
-import errno, hashlib, http.client, shutil, tarfile, urllib.error, urllib.request, zipfile, zlib
+import bz2, errno, gzip, hashlib, http.client, lzma, re, shutil, stat, tarfile, urllib.error, urllib.request, zipfile
 from pathlib import Path
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['DownloadFailed', 'md5sum', 'fetch', 'unpack']
+__all__ = ['MEMBERS', 'TIMES', 'SMALL', 'one_line', 'plain_file', 'read_text', 'DownloadFailed', 'md5sum', 'fetch', 'unpack']
+
+# %% ../nbs/inputs/04_download.ipynb #67f88792
+def one_line(
+    words, # an error, or any text
+    most:int=200, # characters
+) -> str:
+    "It in one line of printable signs."
+    shown = "".join(c if c.isprintable() else " " for c in str(words)[:4 * most])
+    text = " ".join(shown.split())
+    return text if len(text) <= most else text[:most - 1] + "…"
+
+# %% ../nbs/inputs/04_download.ipynb #acedd290
+def plain_file(
+    path:str|Path, # a file; that it is not there, is said by whoever opens it
+) -> Path: # `path`
+    "Errors: `ValueError` where a folder, a pipe or a device stands in place of a file."
+    path = Path(path)
+    if path.is_file() or not path.exists(): return path
+    raise ValueError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
+
+def read_text(
+    path:str|Path, # a list that comes with a data set, or the like
+    most:int=1 << 25, # characters
+) -> str:
+    "The text of a file. Errors: `ValueError` for what is no text, or longer; `OSError` where it cannot be read."
+    try:
+        with open(plain_file(path), encoding="utf-8", newline="") as f: text = f.read(most + 1)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: expected text in UTF-8 ({one_line(e)})") from e
+    if len(text) > most: raise ValueError(f"{path}: expected a text of at most {most:,} characters")
+    return text
 
 # %% ../nbs/inputs/04_download.ipynb #a3f9b0de
 class DownloadFailed(OSError):
@@ -20,7 +51,7 @@ def md5sum(
 ) -> str: # 32 hexadecimal digits
     "The MD5 hash that the sources publish: it finds accidents, not attacks."
     h = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as f:
+    with open(plain_file(path), "rb") as f:
         for chunk in iter(lambda: f.read(1 << 20), b""): h.update(chunk)
     return h.hexdigest()
 
@@ -57,7 +88,7 @@ def _pieces(url, response, have, total, again):
 def _receive(url, part, resume):
     response, have = _open(url, part.stat().st_size if resume and part.exists() else 0)
     length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
+    total = have + int(length) if length and length.isdecimal() else None
     again = "the next try goes on from there" if resume else "the next try starts afresh"
     look = dict(unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True)
     bar = tqdm(desc=part.stem, total=total, initial=have, **look)
@@ -94,32 +125,106 @@ def fetch(
     raise DownloadFailed(f"{url}: {wrong}; the wrong file is removed, the next try starts afresh")
 
 # %% ../nbs/inputs/04_download.ipynb #1399d941
+MEMBERS = 2_000_000 # of an archive
+TIMES, SMALL = 100, 1 << 30 # an archive may become so many times its size, and any of them so many bytes
+
+class _Refused(ValueError):
+    "What an archive may not hold."
+
+def _stays(path): return not path.startswith(("/", "\\")) and ".." not in re.split(r"[/\\]", path)
+
+class _Budget:
+    "How much of an archive may still be unpacked."
+    def __init__(self, archive, folder):
+        self.members, self.bytes, self.free = 0, 0, shutil.disk_usage(folder).free
+        self.most = TIMES * archive.stat().st_size + SMALL
+
+    def admit(self, size, *paths):
+        "A member: its bytes, its name and what it links to. Errors: `_Refused`; `OSError` where the disk is too small."
+        self.members, self.bytes = self.members + 1, self.bytes + size
+        outside = [path for path in paths if not _stays(path)]
+        if outside: raise _Refused(f"{outside[0]!r} leads out of the folder")
+        if self.members > MEMBERS: raise _Refused(f"it has more than {MEMBERS:,} members")
+        if size < 0 or self.bytes > self.most: raise _Refused(f"it would become more than {self.most:,} bytes")
+        if self.bytes > self.free: raise OSError(errno.ENOSPC, "no room")
+
+# %% ../nbs/inputs/04_download.ipynb #b5e7eb60
+_KINDS = 0, stat.S_IFREG, stat.S_IFDIR # of a member: not said, a file, a folder
+
+def _unzip(archive, folder, budget):
+    with zipfile.ZipFile(archive) as z:
+        for member in z.infolist():
+            budget.admit(member.file_size, member.filename)
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in _KINDS: raise _Refused(f"{member.filename!r} is a link or a device")
+            if member.flag_bits & 1: raise _Refused(f"{member.filename!r} is encrypted")
+        z.extractall(folder)
+
+# %% ../nbs/inputs/04_download.ipynb #fb9d5c3c
+_PIECE = 1 << 24 # bytes
+
+class _Stream:
+    "The inside of a tar file, in pieces of reasonable size."
+    def __init__(self, file): self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, n=-1):
+        if not 0 <= n <= _PIECE: raise tarfile.ReadError(f"a header of {n:,} bytes")
+        return self.file.read(n)
+
+def _untar(stream, folder, budget):
+    def admitted(member, path):
+        budget.admit(member.size if member.isreg() else 0, member.name, member.linkname)
+        return tarfile.data_filter(member, path)
+    with tarfile.open(fileobj=stream, mode="r:") as t:
+        t.extractall(folder, filter=admitted)
+        stream.seek(t.offset)
+    if stream.read(512) != bytes(512): raise tarfile.ReadError("its end is missing")
+    if len(stream.read(_PIECE)) == _PIECE: raise _Refused("something follows its end")
+
+# %% ../nbs/inputs/04_download.ipynb #c2e130c3
+_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open, b"\x5d\0\0": lzma.open}
+
 def _extract(archive, folder):
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z: z.extractall(folder)
-    else:
-        with tarfile.open(archive) as t: t.extractall(folder, filter="data")
+    budget = _Budget(archive, folder)
+    with open(archive, "rb") as f: start = f.read(6)
+    if start.startswith((b"PK\3\4", b"PK\5\6")): return _unzip(archive, folder, budget)
+    opened = next((opened for first, opened in _PACKED.items() if start.startswith(first)), open)
+    with opened(archive, "rb") as f: _untar(_Stream(f), folder, budget)
 
 # %% ../nbs/inputs/04_download.ipynb #54ed0f75
+def _unpacked(archive, part, folder): # the folder's contents, in its place
+    part.mkdir(parents=True)
+    _extract(archive, part)
+    inside = part / folder.name
+    alone = inside.is_dir() and len(list(part.iterdir())) == 1
+    return (inside if alone else part).rename(folder)
+
+_DENIED = errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT
+
+def _failed(e, archive, folder): # the error to be raised
+    code = getattr(e, "errno", None)
+    if code == errno.ENOSPC: return DownloadFailed(f"{folder}: the disk is full")
+    if code in _DENIED: return DownloadFailed(f"{folder}: cannot be written ({e.strerror})")
+    if isinstance(e, (_Refused, tarfile.FilterError)): return ValueError(f"{archive}: refused ({one_line(e)})")
+    return ValueError(f"{archive}: not a whole archive ({one_line(e)}); remove it to download it again")
+
+# %% ../nbs/inputs/04_download.ipynb #aae6e68c
 def unpack(
     archive:str|Path, # a tar file, compressed or not, or a zip file
     folder:str|Path, # becomes its contents; must not exist
 ) -> Path: # `folder`
-    "Unpacks an archive, wholly or not at all. Errors: `ValueError` that names a damaged or dangerous archive."
-    archive, folder = Path(archive), Path(folder)
+    """
+    Unpacks an archive, wholly or not at all. It may have `MEMBERS` members and become `TIMES` times its size, or
+    `SMALL` bytes if that is more. Errors: `ValueError` that names a damaged or dangerous archive; `DownloadFailed`
+    where the disk has no room.
+    """
+    archive, folder = plain_file(archive), Path(folder)
     if folder.exists(): raise FileExistsError(f"{folder}: already there")
     part = folder.with_name(folder.name + ".part")
     if part.exists(): shutil.rmtree(part) # of an unpacking that was killed
-    part.mkdir(parents=True)
     try:
-        _extract(archive, part)
-        inside = part / folder.name
-        alone = inside.is_dir() and len(list(part.iterdir())) == 1
-        return (inside if alone else part).rename(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as e:
-        raise ValueError(f"{archive}: not a whole archive ({e}); remove it to download it again") from e
-    except OSError as e:
-        if e.errno == errno.ENOSPC: raise DownloadFailed(f"{folder}: the disk is full") from e
-        raise
+        return _unpacked(archive, part, folder)
+    except Exception as e:
+        raise _failed(e, archive, folder) from e
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -96,15 +96,23 @@ def execute_all(
 
 # %% ../nbs/app/01_notebooks.ipynb #ea224714
 _SIGNS = {"±": r"$\pm$", "▲": r"$\uparrow$", "▼": r"$\downarrow$"}
-_LATEX = str.maketrans({sign: f"\\{sign}" for sign in "%_&#"} | _SIGNS)
+_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_LATEX = str.maketrans({sign: f"\\{sign}" for sign in "%_&#{}$"} | {sign: f"{{{sign}}}" for sign in "[*"} | _SIGNS
+    | {sign: f"\\text{word}{{}}" for sign, word in _WORDS.items()})
 
-def _tex(text): return text.translate(_LATEX) # as LaTeX reads it
+def _printable(text): return "".join(c if c.isprintable() else " " for c in text)
+def _tex(text): return _printable(text).translate(_LATEX) # as LaTeX reads it
+
+def _name(text): # in a cell of CSV
+    formula = text[:1] in ("\t", "\r", "\n") or text.lstrip()[:1] in ("=", "+", "-", "@")
+    return f"'{text}" if formula else text
 
 def _tables(s): # end of a file's name -> its text
     if not s.spec.metrics: return {}
     table = s.table()
     tex = table.map(_tex).rename(index=_tex, columns=_tex).rename_axis(index=None)
-    return {".csv": table.to_csv(), ".tex": tex.style.to_latex(hrules=True, caption=_tex(s.caption()))}
+    csv = table.rename(index=_name, columns=_name).to_csv()
+    return {".csv": csv, ".tex": tex.style.to_latex(hrules=True, caption=_tex(s.caption()))}
 
 def _pictures(notebook): # those that an executed notebook shows, as PNG
     import nbformat

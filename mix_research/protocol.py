@@ -4,6 +4,9 @@
 
 # %% ../nbs/tables/01_protocol.ipynb #ac0d1e88
 from __future__ import annotations
+import csv
+import io
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +16,7 @@ from .checks import Natural, Rule, check_choice, read
 from .store import papers_dir
 
 # %% auto #0
-__all__ = ['SOME', 'Share', 'Cell', 'Row', 'FGSM', 'METRICS', 'SCENARIO', 'Preset', 'Names', 'Artefact', 'Protocol',
+__all__ = ['SOME', 'Share', 'Cell', 'Row', 'LONGEST', 'FGSM', 'METRICS', 'SCENARIO', 'Preset', 'Names', 'Artefact', 'Protocol',
            'read_protocol', 'papers', 'protocol_of', 'artefacts', 'chosen', 'reference', 'Metric', 'lower_is_better']
 
 # %% ../nbs/tables/01_protocol.ipynb #2ff4d2df
@@ -85,23 +88,65 @@ class Protocol:
                 place = f"artefacts.{name}.{lacking[0]}"
                 raise ValueError(f"{place}: missing; allowed: cells, rows and metrics, or none of them")
 
+# %% ../nbs/tables/01_protocol.ipynb #586caeb3
+LONGEST = 1 << 18 # characters of a file, and of what it says when all aliases are written out
+
+def _line(error): return " ".join("".join(c if c.isprintable() else " " for c in str(error)[:2000]).split())[:300]
+
+def _text(path): # Errors: `ValueError` that names the file
+    if not path.is_file(): raise ValueError(f"{path}: expected a file")
+    try:
+        with open(path, encoding="utf-8", newline="") as f: text = f.read(LONGEST + 1)
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: cannot be read ({_line(e)})") from e
+    if len(text) > LONGEST: raise ValueError(f"{path}: expected at most {LONGEST:,} characters")
+    return text
+
+# %% ../nbs/tables/01_protocol.ipynb #32b2a25f
+def _inside(node): # the nodes that a node holds
+    if isinstance(node, yaml.MappingNode): return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+def _check_names(node): # of a mapping, each once
+    names = [(name.tag, name.value) for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+    twice = [value for i, (tag, value) in enumerate(names) if (tag, value) in names[:i]]
+    if twice: raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice")
+
+def _size(node, known): # its values and characters, with all aliases written out; `known`: those of other nodes
+    if id(node) not in known:
+        known[id(node)] = math.inf # as it is, where it holds itself
+        if isinstance(node, yaml.MappingNode): _check_names(node)
+        characters = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        known[id(node)] = 1 + characters + sum(_size(part, known) for part in _inside(node))
+    return known[id(node)]
+
+def _values(text): # what a YAML file says
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None: return None
+        if _size(node, {}) > LONGEST: raise ValueError(f"with its aliases more than {LONGEST:,} characters")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
 # %% ../nbs/tables/01_protocol.ipynb #6cff122d
 def _plain(v): # texts, numbers, truth values, nothing, and lists and names of them
     if isinstance(v, list): return all(map(_plain, v))
     if isinstance(v, dict): return all(isinstance(k, str) and _plain(w) for k, w in v.items())
     return v is None or isinstance(v, (str, int, float, bool))
 
-def _line(error): return " ".join(str(error).split())[:300]
-
 @lru_cache(maxsize=None)
 def read_protocol(
     path:Path, # of a `protocol.yaml`
 ) -> Protocol:
     "What the file says. Errors: `ValueError` that names file and place."
+    text = _text(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _values(text)
         plain = _plain(values)
-    except (yaml.YAMLError, ValueError, RecursionError) as e: raise ValueError(f"{path}: not YAML ({_line(e)})") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not plain YAML ({_line(e)})") from e
     if not plain: raise ValueError(f"{path}: expected names, texts, numbers and lists only; put other words in quotes")
     try: return read(Protocol, values)
     except ValueError as e: raise ValueError(f"{path}: {_line(e)}") from None
@@ -139,13 +184,36 @@ def chosen(
     return list(dict.fromkeys(methods or rows)), list(dict.fromkeys(datasets or columns))
 
 # %% ../nbs/tables/01_protocol.ipynb #8a16d48e
+_PRINTED = "artefact dataset model method metric value std setting note".split() # columns of `reference.csv`
+
+def _finite(text):
+    try: return math.isfinite(float(text))
+    except ValueError: return False
+
+def _wrong(line): # what is the matter with a line of `reference.csv`; "": nothing
+    if len(line) != len(_PRINTED): return f"expected {len(_PRINTED)} fields, got {len(line)}"
+    value, std, setting = line[5:8]
+    if not _finite(value): return f"value: expected a number, got {value[:60]!r}"
+    if std and not _finite(std): return f"std: expected a number, got {std[:60]!r}"
+    settled = all("=" in s for s in setting.split(";") if s)
+    return "" if settled else f"setting: expected NAME=VALUE;NAME=VALUE, got {setting[:60]!r}"
+
+def _printed(path): # the lines of a `reference.csv`, without the first
+    try: lines = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
+    except csv.Error as e: raise ValueError(f"{path}: not CSV ({e})") from e
+    if lines[:1] != [_PRINTED]: raise ValueError(f"{path}: expected the columns {', '.join(_PRINTED)}")
+    for i, line in enumerate(lines[1:], 2):
+        if _wrong(line): raise ValueError(f"{path}: line {i}: {_wrong(line)}")
+    return lines[1:]
+
+# %% ../nbs/tables/01_protocol.ipynb #708bb051
 def reference(
     name:str, # "paper/artefact"
 ): # a DataFrame: dataset, model, method, metric, value, std, setting (a dict), note
-    "What the paper prints, as it stands in its `reference.csv`."
+    "What the paper prints, as it stands in its `reference.csv`. Errors: `ValueError` that names file and line."
     import pandas as pd # takes longer than a refusal of a wrong name, which needs this room too
     paper, artefact = name.split("/")
-    table = pd.read_csv(papers_dir() / paper / "reference.csv", keep_default_na=False, dtype=dict(value=str, std=str))
+    table = pd.DataFrame(_printed(papers_dir() / paper / "reference.csv"), columns=_PRINTED)
     table = table[table.artefact == artefact].drop(columns="artefact").reset_index(drop=True)
     table["value"] = pd.to_numeric(table.value)
     table["setting"] = [dict(s.split("=", 1) for s in v.split(";") if s) for v in table.setting]

@@ -4,35 +4,44 @@
 
 # %% ../nbs/inputs/07_readers.ipynb #17b73326
 from __future__ import annotations
-import gzip, json, math, os, pickle, shutil, zlib
+import gzip, json, math, os, pickletools, shutil, struct, zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor
 from .dataset import Dataset, Files
+from .download import one_line, plain_file, read_text
 from .loaders import decode
 from .sources import SOURCES, DataNotFound, not_whole, obtain
 from .speech import CLASSES, spectrograms
 
 # %% auto #0
-__all__ = ['DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'READERS', 'read_images', 'labels_from', 'digits', 'read_idx',
-           'fashion_mnist', 'cifar', 'cifar10', 'cifar100', 'svhn', 'image_folder', 'cifar10_jpeg', 'tiny_imagenet',
-           'square', 'mini_imagenet', 'food101', 'caltech256', 'oxford_pets', 'imagenet', 'speech_commands']
+__all__ = ['LARGEST', 'DEBIAN_FASHION_MNIST', 'FASHION_CLASSES', 'STEPS', 'READERS', 'read_images', 'labels_from', 'digits',
+           'read_idx', 'fashion_mnist', 'cifar', 'cifar10', 'cifar100', 'svhn', 'image_folder', 'cifar10_jpeg',
+           'tiny_imagenet', 'square', 'mini_imagenet', 'food101', 'caltech256', 'oxford_pets', 'imagenet',
+           'speech_commands']
 
 # %% ../nbs/inputs/07_readers.ipynb #d6833df7
+def _image(path, read): # whatever is wrong with it, it is named
+    try: return read(plain_file(path))
+    except ValueError as e:
+        if str(e).startswith(str(path)): raise
+        raise ValueError(f"{path}: not a readable image ({one_line(e)})") from e
+
 def read_images(
     paths:list, # image files
     size:tuple|None=None, # height and width that every image must have; None: those of the first
     read=decode, # a path -> (3, H, W) uint8
 ) -> Tensor: # (N, 3, H, W) uint8
     "Image files of one size. Errors: `ValueError` that names a file which is not an image, or of another size."
-    want = (3, *(size or read(paths[0]).shape[1:]))
+    want = (3, *(size or _image(paths[0], read).shape[1:]))
     out = torch.empty(len(paths), *want, dtype=torch.uint8)
     def fill(start):
         for i in range(start, min(start + 256, len(paths))):
-            image = read(paths[i])
+            image = _image(paths[i], read)
             if image.shape != want:
                 like = "" if size else " like the first image"
                 raise ValueError(f"{paths[i]}: expected {want[1:]} pixels{like}, got {tuple(image.shape[1:])}")
@@ -75,24 +84,29 @@ def digits(root:Path, download:bool) -> Dataset:
     return Dataset("digits", x[train], y[train], x[test], y[test], [str(c) for c in range(10)])
 
 # %% ../nbs/inputs/07_readers.ipynb #bee60360
-def _idx_shape(blob):
-    "The sizes that the beginning of an IDX file promises; None unless the rest is of just that length."
-    if len(blob) < 4 or blob[:3] != b"\0\0\x08" or len(blob) < 4 + 4 * blob[3]: return None
-    shape = tuple(np.frombuffer(blob, ">u4", blob[3], 4).tolist())
-    return shape if len(blob) == 4 + 4 * len(shape) + math.prod(shape) else None
+LARGEST = 1 << 30 # bytes that are read of a file
+
+def _idx_shape(f): # the sizes that the beginning of an IDX file promises; None: it is none
+    start = f.read(4)
+    if len(start) < 4 or start[:3] != b"\0\0\x08": return None
+    sizes = f.read(4 * start[3])
+    return struct.unpack(f">{start[3]}I", sizes) if len(sizes) == 4 * start[3] else None
 
 # %% ../nbs/inputs/07_readers.ipynb #43d5ef4a
 def read_idx(
     path:Path, # an IDX file of bytes, packed by gzip or not
 ) -> np.ndarray: # uint8
-    "The array in a file. Errors: `ValueError` that names a damaged file."
+    "The array in a file. Errors: `ValueError` that names a damaged file, or one of more than `LARGEST` bytes."
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: blob = f.read()
+        with (gzip.open if path.suffix == ".gz" else open)(plain_file(path), "rb") as f:
+            shape = _idx_shape(f)
+            n = 0 if shape is None else math.prod(shape)
+            if n > LARGEST: raise ValueError(f"{path}: expected at most {LARGEST:,} bytes, got a promise of {n:,}")
+            values = bytearray(f.read(n + 1))
     except (OSError, EOFError, zlib.error) as e:
-        raise ValueError(f"{path}: not a readable file ({e})") from e
-    shape = _idx_shape(blob)
-    if shape is None: raise ValueError(f"{path}: not a whole IDX file of bytes ({len(blob)} bytes)")
-    return np.frombuffer(bytearray(blob), np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+        raise ValueError(f"{path}: not a readable file ({one_line(e)})") from e
+    if shape is None or len(values) != n: raise ValueError(f"{path}: not a whole IDX file of bytes")
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 # %% ../nbs/inputs/07_readers.ipynb #ab3d1d0c
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -116,54 +130,154 @@ def fashion_mnist(root:Path, download:bool) -> Dataset:
     return Dataset("fashion_mnist", *_clothes(*files[:2]), *_clothes(*files[2:]), FASHION_CLASSES)
 
 # %% ../nbs/inputs/07_readers.ipynb #ee7c5451
-class _Arrays(pickle.Unpickler):
-    "Arrays and plain values, nothing else."
-    ALLOWED = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.numeric", "_frombuffer"),
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar")}
+_KINDS = "u1", "i4", "i8" # of numbers: those that such files have
 
-    def find_class(self, module, name):
-        old = module.replace("numpy._core", "numpy.core") # as NumPy called it before version 2
-        if (old, name) not in self.ALLOWED: raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        if name == "dtype": return lambda kind, *_: np.dtype(kind) # old files pass numbers where truth values belong
-        return super().find_class(old.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else old, name)
+class _Array:
+    "What a pickle says of an array."
+    def __init__(self, shape=(0,), kind="u1", content=b"", order="C"):
+        self.shape, self.kind = shape, kind
+        self.content, self.order = content, order
+
+    def made(self) -> np.ndarray:
+        "The array, which cannot be written to. Errors: `ValueError` where something does not fit."
+        if self.kind not in _KINDS: raise ValueError(f"an array of another kind than {', '.join(_KINDS)}")
+        sizes = self.shape if type(self.shape) is tuple and len(self.shape) < 5 else (None,)
+        if not all(type(n) is int and 0 <= n < 2**31 for n in sizes): raise ValueError("an array without a shape")
+        content = self.content.encode("latin1") if type(self.content) is str else self.content
+        n = math.prod(sizes) * np.dtype(self.kind).itemsize
+        whole = type(content) in (bytes, bytearray) and len(content) == n
+        if not whole: raise ValueError(f"not the {n} bytes of an array")
+        return np.frombuffer(content, self.kind).reshape(sizes, order="F" if self.order == "F" else "C")
+
+# %% ../nbs/inputs/07_readers.ipynb #5034ebc9
+_ORDERS = [(3, sign, None, None, None, -1, -1, 0) for sign in "|<"] # all that is said of a kind of numbers
+
+def _global(module, name): # its name, as NumPy called it before version 2
+    if type(module) is not str or type(name) is not str: raise ValueError("a name that is no text")
+    return f"{module}.{name}".replace("numpy._core", "numpy.core")
+
+def _called(name, args): # what a call stands for
+    if type(name) is not str or type(args) is not tuple: raise ValueError("a call of what is no function")
+    if name == "_codecs.encode" and args[1:] == ("latin1",): return args[0]
+    if name == "numpy.dtype": return args[0]
+    if name == "numpy.core.multiarray._reconstruct": return _Array()
+    if name == "numpy.core.multiarray.scalar": return _Array((), *args).made().item()
+    if name == "numpy.core.numeric._frombuffer":
+        content, kind, shape, order = args
+        return _Array(shape, kind, content, order)
+    raise ValueError(f"it asks for {name}")
+
+def _build(state, target): # the second half of an array or of a kind of numbers
+    if type(target) is _Array:
+        _, target.shape, target.kind, fortran, target.content = state
+        target.order = "F" if fortran is True or fortran == 1 else "C"
+    elif state not in _ORDERS: raise ValueError("a kind of numbers that is not plain")
+
+# %% ../nbs/inputs/07_readers.ipynb #5383eb55
+class _Machine:
+    "Runs the steps of a pickle."
+    def __init__(self): self.stack, self.marks, self.memory = [], [], {}
+
+    def push(self, value): self.stack.append(value)
+
+    def last(self, n):
+        "Takes so many values from the stack."
+        if n > len(self.stack): raise ValueError("a step without its values")
+        values = self.stack[len(self.stack) - n:]
+        del self.stack[len(self.stack) - n:]
+        return values
+
+    def marked(self): return self.last(len(self.stack) - self.marks.pop())
+
+    def extend(self, values):
+        if type(self.stack[-1]) is not list: raise ValueError("values for what is no list")
+        self.stack[-1].extend(values)
+
+    def enter(self, values):
+        if type(self.stack[-1]) is not dict: raise ValueError("keys for what is no dictionary")
+        self.stack[-1].update(self.gathered(values))
+
+    def gathered(self, values):
+        if not all(type(k) is str for k in values[::2]): raise ValueError("keys that are no texts")
+        return dict(zip(values[::2], values[1::2], strict=True))
+
+# %% ../nbs/inputs/07_readers.ipynb #4c963cfc
+_VALUES = set("""INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+    BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split())
+_STEPS = dict(
+    NONE=lambda m, _: m.push(None), NEWTRUE=lambda m, _: m.push(True), NEWFALSE=lambda m, _: m.push(False),
+    MARK=lambda m, _: m.marks.append(len(m.stack)),
+    EMPTY_LIST=lambda m, _: m.push([]), EMPTY_DICT=lambda m, _: m.push({}), EMPTY_TUPLE=lambda m, _: m.push(()),
+    TUPLE1=lambda m, _: m.push(tuple(m.last(1))), TUPLE2=lambda m, _: m.push(tuple(m.last(2))),
+    TUPLE3=lambda m, _: m.push(tuple(m.last(3))), TUPLE=lambda m, _: m.push(tuple(m.marked())),
+    LIST=lambda m, _: m.push(m.marked()), DICT=lambda m, _: m.push(m.gathered(m.marked())),
+    APPEND=lambda m, _: m.extend(m.last(1)), APPENDS=lambda m, _: m.extend(m.marked()),
+    SETITEM=lambda m, _: m.enter(m.last(2)), SETITEMS=lambda m, _: m.enter(m.marked()),
+    MEMOIZE=lambda m, _: m.memory.update({len(m.memory): m.stack[-1]}),
+    GLOBAL=lambda m, text: m.push(_global(*text.split(" ", 1))), STACK_GLOBAL=lambda m, _: m.push(_global(*m.last(2))),
+    REDUCE=lambda m, _: m.push(_called(*m.last(2))), BUILD=lambda m, _: _build(*m.last(1), m.stack[-1]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, at: m.memory.update({at: m.stack[-1]})),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, at: m.push(m.memory[at])),
+    PROTO=lambda m, _: None, FRAME=lambda m, _: None, STOP=lambda m, _: None,
+)
 
 # %% ../nbs/inputs/07_readers.ipynb #7ae60dea
+STEPS = 2_000_000 # of a pickle; and its file has at most so many bytes as CIFAR-100's, written most clumsily:
+_PICKLED = 1 << 28
+
+def _plain(f, size): # the content of a pickle
+    machine = _Machine()
+    left = SimpleNamespace(read=lambda n: f.read(min(n, size)), readline=f.readline)
+    for i, (step, value, _) in enumerate(pickletools.genops(left)):
+        if i == STEPS: raise ValueError(f"more than {STEPS:,} steps")
+        if step.name in _VALUES: machine.push(value)
+        elif step.name in _STEPS: _STEPS[step.name](machine, value)
+        else: raise ValueError(f"a step {step.name}")
+    return machine.last(1)[0]
+
 def _unpickled(name, path, root):
     try:
-        with open(path, "rb") as f: return _Arrays(f, encoding="latin1").load()
+        size = plain_file(path).stat().st_size
+        if size > _PICKLED: raise ValueError(f"{size:,} bytes")
+        with open(path, "rb") as f: return _plain(f, size)
     except FileNotFoundError as e:
         raise not_whole(name, path, root) from e
     except Exception as e:
-        raise not_whole(name, path, root, f"not a readable CIFAR file ({e})") from e
+        raise not_whole(name, path, root, f"not a readable CIFAR file ({one_line(e)})") from e
 
 # %% ../nbs/inputs/07_readers.ipynb #ee634d06
-@contextmanager
-def _entries(path):
+def _entry(path, content, key):
+    "An entry of a file. Errors: `ValueError` that names the file."
+    if type(content) is dict and key in content: return content[key]
+    raise ValueError(f"{path}: not a CIFAR file: no {key!r}")
+
+def _numbers(path, value): # an array, or a list of integers, as NumPy has it
     try:
-        yield
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{path}: not a CIFAR file: no {e}") from e
+        if type(value) is _Array: return value.made()
+        if type(value) is list and all(type(v) is int for v in value): return np.array(value, np.int64)
+    except (ValueError, OverflowError) as e:
+        raise ValueError(f"{path}: not a CIFAR file: {one_line(e)}") from e
+    raise ValueError(f"{path}: not a CIFAR file: expected numbers, got {type(value).__name__}")
 
 def _cifar_part(name, paths, key, n_classes, root):
     x, y = [], []
     for path in paths:
         content = _unpickled(name, path, root)
-        with _entries(path): images, labels = content["data"], np.array(content[key])
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
-            got = f"{getattr(images, 'shape', type(images))} {getattr(images, 'dtype', '')}"
-            raise ValueError(f"{path}: expected (N, 3072) uint8, got {got}")
+        images, labels = (_numbers(path, _entry(path, content, k)) for k in ("data", key))
+        if images.dtype != np.uint8 or images.shape[1:] != (3072,):
+            raise ValueError(f"{path}: expected (N, 3072) uint8, got {images.shape} {images.dtype}")
         x.append(images)
         y.append(labels_from(labels, len(images), n_classes, path))
     return _stacked(x), torch.cat(y)
 
 # %% ../nbs/inputs/07_readers.ipynb #7b92e2cc
 def _stacked(rows):
-    out, end = torch.empty(sum(map(len, rows)), 3, 32, 32, dtype=torch.uint8), 0
+    out, end = np.empty((sum(map(len, rows)), 3, 32, 32), np.uint8), 0
     while rows:
-        part = torch.from_numpy(rows.pop(0)).view(-1, 3, 32, 32)
+        part = rows.pop(0).reshape(-1, 3, 32, 32)
         out[end:end + len(part)] = part
         end += len(part)
-    return out
+    return torch.from_numpy(out)
 
 # %% ../nbs/inputs/07_readers.ipynb #1971075c
 _CIFAR = dict(
@@ -172,6 +286,10 @@ _CIFAR = dict(
     cifar100=dict(meta="meta", names="fine_label_names", labels="fine_labels", train=["train"], test=["test"]))
 
 # %% ../nbs/inputs/07_readers.ipynb #4cb43841
+def _classes(path, names):
+    if type(names) is list and all(type(v) is str for v in names): return names
+    raise ValueError(f"{path}: not a CIFAR file: expected the names of the classes")
+
 def cifar(
     name:str, # "cifar10" or "cifar100"
     root:Path, # folder of all data sets
@@ -181,7 +299,7 @@ def cifar(
     (folder,) = obtain(name, root, download)
     called = _CIFAR[name]
     meta = folder / called["meta"]
-    with _entries(meta): classes = list(_unpickled(name, meta, root)[called["names"]])
+    classes = _classes(meta, _entry(meta, _unpickled(name, meta, root), called["names"]))
     train, test = (_cifar_part(name, [folder / file for file in called[part]], called["labels"], len(classes), root)
         for part in ("train", "test"))
     return Dataset(name, *train, *test, classes)
@@ -191,20 +309,59 @@ def cifar10(root:Path, download:bool) -> Dataset: return cifar("cifar10", root, 
 def cifar100(root:Path, download:bool) -> Dataset: return cifar("cifar100", root, download)
 
 # %% ../nbs/inputs/07_readers.ipynb #dbb61fb1
+def _elements(data, apart=8): # kind and content of each
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        start = at + 8
+        if kind >> 16: kind, size, start = kind & 0xffff, kind >> 16, at + 4
+        if start + size > len(data): raise ValueError("it ends too early")
+        yield kind, data[start:start + size]
+        at = max(at + 8, start + size)
+        at += -at % apart
+
+# %% ../nbs/inputs/07_readers.ipynb #40e8dce1
+_CLASSES = {8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"} # those of integers
+_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 12: "i8", 13: "u8"} # how they are written
+
+def _inflated(packed):
+    inside = zlib.decompressobj()
+    data = inside.decompress(packed, LARGEST)
+    if inside.eof: return memoryview(data)
+    raise ValueError(f"a variable that ends too early, or becomes more than {LARGEST:,} bytes")
+
+def _variable(data): # its name, and an array; None where it is no array of integers
+    (_, flags), (_, sizes), (_, name), (kind, values) = islice(_elements(data), 4)
+    name, sizes = bytes(name).decode("latin1"), struct.unpack(f"<{len(sizes) // 4}i", sizes)
+    if flags[0] not in _CLASSES or flags[1] or kind not in _STORED: return name, None
+    if min(sizes, default=-1) < 0: raise ValueError(f"{name} without a shape")
+    array = np.frombuffer(values, "<" + _STORED[kind]).reshape(sizes, order="F")
+    return name, array.astype(_CLASSES[flags[0]], copy=False)
+
+def _variables(path): # name -> array
+    blob = memoryview(plain_file(path).read_bytes())
+    if blob[124:128] != b"\0\1IM": raise ValueError("it does not begin like one of version 5")
+    found = {}
+    for kind, data in _elements(blob[128:], 1):
+        if kind == 15: ((kind, data),) = _elements(_inflated(data))
+        if kind == 14: found.update([_variable(data)])
+    return found
+
+# %% ../nbs/inputs/07_readers.ipynb #c5e260d6
 def _house_numbers(path, root):
-    from scipy.io import loadmat
     try:
-        mat = loadmat(path, variable_names=["X", "y"])
+        found = _variables(path)
     except Exception as e: # a damaged one can raise anything
-        raise not_whole("svhn", path, root, f"not a readable MATLAB file ({e})") from e
-    x, y = mat.get("X"), mat.get("y")
-    if x is None or y is None: raise ValueError(f"{path}: expected the variables X and y")
+        raise not_whole("svhn", path, root, f"not a readable MATLAB file ({one_line(e)})") from e
+    x, y = found.get("X"), found.get("y")
+    if x is None or y is None: raise ValueError(f"{path}: expected the variables X and y, of integers")
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
         raise ValueError(f"{path}: expected X (32, 32, 3, N) uint8, got {x.shape} {x.dtype}")
-    if y.dtype.kind not in "iu" or y.size != x.shape[3]:
+    if y.size != x.shape[3] or not y.size:
         raise ValueError(f"{path}: expected {x.shape[3]} integer labels y, got {y.shape} {y.dtype}")
     if not 1 <= y.min() <= y.max() <= 10: raise ValueError(f"{path}: labels must be 1..10, got {y.min()}..{y.max()}")
-    return torch.from_numpy(x).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(y.ravel().astype(np.int64)) % 10
+    images = np.ascontiguousarray(x.transpose(3, 2, 0, 1))
+    return torch.from_numpy(images), torch.from_numpy(y.ravel().astype(np.int64)) % 10
 
 # %% ../nbs/inputs/07_readers.ipynb #68f2c840
 def svhn(root:Path, download:bool) -> Dataset:
@@ -240,17 +397,17 @@ def cifar10_jpeg(root:Path, download:bool) -> Dataset: return image_folder("cifa
 # %% ../nbs/inputs/07_readers.ipynb #280e6542
 def _fields(path, name, root, separator=None) -> list: # of fields, one for each line that is not empty
     try:
-        return [line.split(separator) for line in path.read_text().splitlines() if line.strip()]
+        return [line.split(separator) for line in read_text(path).splitlines() if line.strip()]
     except FileNotFoundError as e:
         raise not_whole(name, path, root) from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise not_whole(name, path, root, f"cannot be read ({e})") from e
+    except (OSError, ValueError) as e:
+        raise not_whole(name, path, root, f"cannot be read ({one_line(e)})") from e
 
 def _listed(paths, listing):
     "The paths as text, if every one of them is there."
     folders = {f: set(os.listdir(f)) if f.is_dir() else () for f in {p.parent for p in paths}}
     gone = next((p for p in paths if p.name not in folders[p.parent]), None)
-    if gone: raise DataNotFound(f"{listing}: {gone} is not there")
+    if gone: raise DataNotFound(f"{listing}: {one_line(gone)} is not there")
     return [str(p) for p in paths]
 
 # %% ../nbs/inputs/07_readers.ipynb #ea8ef60c
@@ -259,7 +416,7 @@ def _validation_images(folder, classes, root):
     rows = _fields(annotations, "tiny_imagenet", root, "\t")
     for r in rows:
         if len(r) < 2 or r[1] not in index:
-            raise ValueError(f"{annotations}: expected a file and a class of wnids.txt, got {' '.join(r)!r}")
+            raise ValueError(f"{annotations}: expected a file and a class of wnids.txt, got {one_line(' '.join(r))!r}")
     paths = _listed([folder / "val/images" / r[0] for r in rows], annotations)
     return paths, torch.tensor([index[r[1]] for r in rows])
 
@@ -310,15 +467,19 @@ def mini_imagenet(root:Path, download:bool) -> Dataset:
     return Dataset("mini_imagenet", x, y, test_x, test_y, list(images))
 
 # %% ../nbs/inputs/07_readers.ipynb #cd9540c5
+def _names_of(classes): # are these names of images for each class?
+    if not isinstance(classes, dict): return False
+    return all(isinstance(c, list) and all(isinstance(image, str) for image in c) for c in classes.values())
+
 def _dishes(listing, root):
     "A list of images for each class, from a JSON file."
     try:
-        table = json.loads(listing.read_text())
+        table = json.loads(read_text(listing))
     except FileNotFoundError as e:
         raise not_whole("food101", listing, root) from e
-    except (OSError, ValueError) as e:
-        raise not_whole("food101", listing, root, f"not readable JSON ({e})") from e
-    if not isinstance(table, dict): raise ValueError(f"{listing}: expected a list of images for each class")
+    except (OSError, ValueError, RecursionError) as e:
+        raise not_whole("food101", listing, root, f"not readable JSON ({one_line(e)})") from e
+    if not _names_of(table): raise ValueError(f"{listing}: expected a list of images for each class")
     return table
 
 # %% ../nbs/inputs/07_readers.ipynb #e0c94aa1
@@ -354,12 +515,14 @@ def caltech256(root:Path, download:bool, n:int=60) -> Files:
     return Files("caltech256", *_labelled(train), *_labelled(test), [d.name.split(".", 1)[-1] for d in folders])
 
 # %% ../nbs/inputs/07_readers.ipynb #2145b2a0
+def _small(text): return text.isdecimal() and len(text) < 6 # a number that is a class
+
 def _pets(listing, images, names, root):
     "Paths and labels; the names of the classes are entered in `names`."
     rows = _fields(listing, "oxford_pets", root)
     for r in rows:
-        if len(r) != 4 or not all(v.isdigit() for v in r[1:]) or int(r[1]) < 1:
-            raise ValueError(f"{listing}: expected an image and three numbers > 0, got {' '.join(r)!r}")
+        if len(r) != 4 or not all(map(_small, r[1:])) or int(r[1]) < 1:
+            raise ValueError(f"{listing}: expected an image and three numbers > 0, got {one_line(' '.join(r))!r}")
         breed, known = r[0].rsplit("_", 1)[0], names.get(int(r[1]))
         if known not in (None, breed): raise ValueError(f"{listing}: class {r[1]} is {known} and {breed}")
         names[int(r[1])] = breed
@@ -388,7 +551,7 @@ def _unpack_imagenet(folder, part, unpack_part, root):
         shutil.rmtree(half, ignore_errors=True)
         unpack_part(folder, folder=half.name)
     except (RuntimeError, OSError, EOFError) as e:
-        raise not_whole("imagenet", folder / part, root, str(e).splitlines()[0]) from e
+        raise not_whole("imagenet", folder / part, root, one_line(e)) from e
     half.rename(folder / part)
 
 # %% ../nbs/inputs/07_readers.ipynb #ef0477f4

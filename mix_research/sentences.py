@@ -4,9 +4,12 @@
 
 # %% ../nbs/tables/03_sentences.ipynb #09a4460b
 from __future__ import annotations
+import re
 from collections import Counter
+from html import escape
 import pandas as pd
 from .protocol import SCENARIO, lower_is_better, protocol_of, reference
+from .table import as_markdown, in_markdown
 
 # %% auto #0
 __all__ = ['IMAGES', 'caption', 'show', 'progress_line', 'conclusions', 'conclusions_by_metric', 'contradictions',
@@ -36,21 +39,24 @@ def show(
     "Displays table and caption; a line, if nobody has measured or printed anything."
     from IPython.display import Markdown, display
     if not len(study.measured()) and not any(study.paper(m) for m in study.metrics()):
-        display(Markdown(f"No record yet at preset {study.preset}."))
+        display(Markdown(f"No record yet at preset {in_markdown(study.preset)}."))
         return
-    said, html = study.caption(), study.styled().set_uuid(study.artefact).to_html()
-    text = study.table().to_markdown(disable_numparse=True)
-    display({"text/markdown": f"{text}\n\n{said}", "text/html": f"{html}<p>{said}</p>"}, raw=True)
+    said, html = study.caption(), study.styled().set_uuid(re.sub(r"\W", "_", study.artefact)).to_html()
+    text = f"{as_markdown(study.table())}\n\n{in_markdown(said)}"
+    display({"text/markdown": text, "text/html": f"{html}<p>{escape(said, quote=False)}</p>"}, raw=True)
+
+def _label(study, name): return in_markdown(study.label(name))
+def _failure(record): return f"{record.run.method}, seed {record.run.seed}: {record.error}"
 
 def progress_line(
     study, # a `Study`
     failed=(), # records of runs that failed just now
 ) -> str: # Markdown
     "Which runs failed; if none did, how many have a record."
-    if failed: return "\n".join(f"- failed: {r.run.method}, seed {r.run.seed}: {r.error}" for r in failed)
+    if failed: return "\n".join(f"- failed: {in_markdown(_failure(r))}" for r in failed)
     line = f"{len(study.records())} of {len(study.runs)} runs have a record."
     if len(study.metrics()) < 2: return line
-    numbers = [f"{len(study.measured(metric))} for {study.label(metric)}" for metric in study.metrics()]
+    numbers = [f"{len(study.measured(metric))} for {_label(study, metric)}" for metric in study.metrics()]
     return f"{line} Networks with a number: {', '.join(numbers)}."
 
 # %% ../nbs/tables/03_sentences.ipynb #77a76bf0
@@ -60,18 +66,18 @@ def _lead(t, a, b, sign): # of a over b and its standard error; `t` has mean and
 def _best(study, scenario, t, sign): # of a scenario: who is best, and who gains
     base, best = study.against, (sign * t["mean"]).idxmax()
     leads = {m: _lead(t, m, base, sign) for m in t.index if m != base}
-    gained = [study.label(m) for m, (lead, error) in leads.items() if lead > 2 * error]
+    gained = [_label(study, m) for m, (lead, error) in leads.items() if lead > 2 * error]
     better = "higher" if sign > 0 else "lower"
-    return (f"**{study.title(scenario)}.** {study.label(base)} {t['mean'][base]:.2f} %. "
-            f"Best mean, {better} being better: {study.label(best)}, {t['mean'][best]:.2f} %. "
-            f"Better than {study.label(base)} by more than two standard errors: {', '.join(gained) or 'none'}.")
+    return (f"**{in_markdown(study.title(scenario))}.** {_label(study, base)} {t['mean'][base]:.2f} %. "
+            f"Best mean, {better} being better: {_label(study, best)}, {t['mean'][best]:.2f} %. "
+            f"Better than {_label(study, base)} by more than two standard errors: {', '.join(gained) or 'none'}.")
 
 def _against(study, hero, rivals, others, t, sign): # of a scenario: the paper's method and the best of its rivals
     rival = (sign * t["mean"][rivals]).idxmax()
     lead, error = _lead(t, hero, rival, sign)
     told = "not to be told apart"
     if abs(lead) > 2 * error: told = "better" if lead > 0 else "worse"
-    return (f"{study.label(hero)} against the best of {others}, {study.label(rival)}: "
+    return (f"{_label(study, hero)} against the best of {others}, {_label(study, rival)}: "
             f"{sign * lead:+.2f} (standard error {error:.2f}), {told}.")
 
 # %% ../nbs/tables/03_sentences.ipynb #dc7fb2aa
@@ -81,7 +87,8 @@ def _paper_says(study, hero, paper, sign): # of each cell: the lead that the pap
         if not rivals or (hero, *cell) not in paper: continue
         rival = max(rivals, key=lambda m: sign * paper[(m, *cell)][0])
         lead = paper[(hero, *cell)][0] - paper[(rival, *cell)][0]
-        yield f"The paper, {study.title(cell)}: {study.label(hero)} {lead:+.2f} against {study.label(rival)}."
+        where, names = in_markdown(study.title(cell)), [_label(study, m) for m in (hero, rival)]
+        yield f"The paper, {where}: {names[0]} {lead:+.2f} against {names[1]}."
 
 # %% ../nbs/tables/03_sentences.ipynb #835cda84
 def conclusions(
@@ -111,17 +118,18 @@ def conclusions_by_metric(
     out = []
     for metric in reversed(study.metrics()):
         none = [] if len(study.measured(metric)) else ["No record yet."]
-        out += [f"### {study.label(metric)}", *none, *conclusions(study, hero, metric)]
+        out += [f"### {_label(study, metric)}", *none, *conclusions(study, hero, metric)]
     return "\n\n".join(out)
 
 # %% ../nbs/tables/03_sentences.ipynb #675d841e
 def contradictions(
     study, # a `Study`
-) -> list[str]:
+) -> list[str]: # Markdown
     "Numbers of this table that contradict others of the paper."
     noted = [v for v in reference(study.name).itertuples() if "contradiction" in v.note]
-    return [f"{', '.join(map(study.label, (v.method, v.dataset, v.model)))}, {v.metric} {v.value:.2f}: "
+    said = [f"{', '.join(map(study.label, (v.method, v.dataset, v.model)))}, {v.metric} {v.value:.2f}: "
             f"{v.note.removeprefix('contradiction: ')}" for v in noted]
+    return list(map(in_markdown, said))
 
 # %% ../nbs/tables/03_sentences.ipynb #252d2c22
 IMAGES = dict(
@@ -153,9 +161,9 @@ def _fields(values): # of a run, in words
     return ", ".join([*method, *([_text(own)] if own else [])]) or "nothing more"
 
 def _grid(first, lines): # a table of two columns
-    return pd.DataFrame(lines.items(), columns=[first, "settings"]).to_markdown(index=False, disable_numparse=True)
+    return as_markdown(pd.DataFrame(lines.items(), columns=[first, "settings"]), index=False)
 
-def _list(lines): return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+def _list(lines): return "\n".join(f"- {in_markdown(name)}: {in_markdown(text)}" for name, text in lines.items())
 
 # %% ../nbs/tables/03_sentences.ipynb #23b3d30f
 def settings(
@@ -170,7 +178,7 @@ def settings(
         rows |= {f"{label(row)} on {label(where)}": _fields(args) for row, args in special.items()}
     presets = {name: f"{preset.note}; seeds {', '.join(map(str, preset.seeds))}" for name, preset in p.presets.items()}
     return "\n\n".join([
-        f"Every run, unless a line below says otherwise: {_fields(p.base)}.",
+        f"Every run, unless a line below says otherwise: {in_markdown(_fields(p.base))}.",
         _grid("data set or network", {label(name): _fields(values) for name, values in changes.items()}),
         _grid("row", rows),
         "Presets:", _list(presets),
@@ -183,11 +191,11 @@ def disagreements(
     *codes:str, # such as "LM-03", of its contradictions
 ) -> str: # Markdown
     "Where the paper disagrees with itself: a line for each code."
-    return "\n".join(f"- {protocol.contradictions[code]}" for code in codes)
+    return "\n".join(f"- {in_markdown(protocol.contradictions[code])}" for code in codes)
 
 def left_open(
     protocol, # a `Protocol`
     *names:str, # of what the paper does not state
 ) -> str: # Markdown
     "What the paper leaves open and what was chosen: a line for each name."
-    return "\n".join(f"- {name}: {protocol.unstated[name]}" for name in names)
+    return "\n".join(f"- {in_markdown(name)}: {in_markdown(protocol.unstated[name])}" for name in names)

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from .download import one_line, plain_file, read_text
 
 # %% auto #0
-__all__ = ['VERSION', 'RATE', 'KEYWORDS', 'CLASSES', 'NOISE', 'SEED', 'BANDS', 'FRAMES', 'N_FFT', 'HOP', 'LEVELS', 'STRETCH',
-           'mel', 'mel_filters', 'log_mel', 'as_image', 'read_wav', 'one_second', 'split_clips', 'choose_clips',
-           'silences', 'make_spectrograms', 'spectrograms']
+__all__ = ['VERSION', 'RATE', 'KEYWORDS', 'CLASSES', 'NOISE', 'SEED', 'BANDS', 'FRAMES', 'N_FFT', 'HOP', 'LEVELS', 'LONGEST',
+           'STRETCH', 'mel', 'mel_filters', 'log_mel', 'as_image', 'read_wav', 'one_second', 'split_clips',
+           'choose_clips', 'silences', 'make_spectrograms', 'spectrograms']
 
 # %% ../nbs/inputs/06_speech.ipynb #8877039d
 VERSION = "0.01" # of the data set, the challenge's; 0.02 has the same layout, more clips and five more words
@@ -69,17 +70,20 @@ def as_image(
     return ((level - low) * (255 / (high - low))).round().clamp(0, 255).byte()
 
 # %% ../nbs/inputs/06_speech.ipynb #d720c09b
+LONGEST = 1 << 26 # bytes of a recording: half an hour; the longest has a minute and a half
+
 def read_wav(
     path:str|Path, # a WAV file: 16 bits, one channel, 16 kHz
 ) -> np.ndarray: # int16
     "The samples of a file. Errors: `ValueError` that names a file which is damaged or of another kind."
     try:
+        if plain_file(path).stat().st_size > LONGEST: raise wave.Error(f"more than {LONGEST:,} bytes")
         with wave.open(str(path)) as w:
             kind = w.getnchannels(), w.getsampwidth(), w.getframerate()
             n, data = w.getnframes(), w.readframes(w.getnframes())
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
-    except (wave.Error, EOFError, OSError) as e:
-        raise ValueError(f"{path}: not a readable WAV file ({str(e) or 'it ends too early'})") from e
+    except Exception as e: # a damaged one can raise anything
+        raise ValueError(f"{path}: not a readable WAV file ({one_line(e) or 'it ends too early'})") from e
     if kind != (1, 2, RATE):
         raise ValueError(f"{path}: expected 1 channel, 2 bytes a sample, {RATE} samples a second, got {kind}")
     if len(data) != 2 * n: raise ValueError(f"{path}: truncated: {len(data) // 2} of {n} samples")
@@ -96,12 +100,12 @@ def one_second(
 def _named(listing, clips):
     "The clips of a list, each of which must be there."
     try:
-        names = listing.read_text().split()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{listing}: cannot be read ({e})") from e
+        names = read_text(listing).split()
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{listing}: cannot be read ({one_line(e)})") from e
     gone = [c for c in names if c not in clips]
     more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
-    if gone: raise ValueError(f"{listing}: {gone[0]} is not there{more}")
+    if gone: raise ValueError(f"{listing}: {one_line(gone[0])} is not there{more}")
     return names
 
 # %% ../nbs/inputs/06_speech.ipynb #88329c63
@@ -207,6 +211,25 @@ def _keep(made, cache):
         part.unlink(missing_ok=True)
         warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time", stacklevel=3)
 
+# %% ../nbs/inputs/06_speech.ipynb #a6607d03
+def _whole(made):
+    parts = [(made.get(f"{part}_x"), made.get(f"{part}_y")) for part in STRETCH]
+    if len(made) != 2 * len(parts) or any(v is None for pair in parts for v in pair): return False
+    shapes = all(x.shape == (len(y), 1, BANDS, FRAMES) and y.ndim == 1 and len(y) for x, y in parts)
+    kinds = all(x.dtype == torch.uint8 and y.dtype == torch.int64 for x, y in parts)
+    return shapes and kinds and all(0 <= y.min() <= y.max() < len(CLASSES) for _, y in parts)
+
+def _kept(cache): # None: there is nothing, or it was damaged and is removed
+    try:
+        with zipfile.ZipFile(plain_file(cache)) as z: packed = any(member.compress_type for member in z.infolist())
+        if not packed:
+            with np.load(cache) as z: made = {k: torch.from_numpy(z[k]) for k in z.files}
+            if _whole(made): return made
+    except FileNotFoundError: return None
+    except Exception: # a damaged one can raise anything
+        if not cache.is_file(): raise
+    cache.unlink()
+
 # %% ../nbs/inputs/06_speech.ipynb #49a3be81
 def spectrograms(
     folder:str|Path, # of the data set: a folder for each word, `validation_list.txt` and `testing_list.txt`
@@ -217,10 +240,8 @@ def spectrograms(
     """
     folder = Path(folder)
     cache = folder / f"mel_{BANDS}x{FRAMES}_{_key()}.npz"
-    try:
-        with np.load(cache) as z: return {k: torch.from_numpy(z[k]) for k in z.files}
-    except FileNotFoundError: pass
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile): cache.unlink() # damaged: it is made again
+    kept = _kept(cache)
+    if kept is not None: return kept
     made = make_spectrograms(folder)
     _keep(made, cache)
     return made

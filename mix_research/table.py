@@ -4,12 +4,31 @@
 
 # %% ../nbs/tables/02_table.ipynb #94efad48
 from __future__ import annotations
+from html import escape
 from textwrap import fill
 import pandas as pd
 from .protocol import SCENARIO, lower_is_better, reference
 
 # %% auto #0
-__all__ = ['BETTER', 'WORSE', 'mark', 'table', 'styled', 'costs', 'for_terminal']
+__all__ = ['BETTER', 'WORSE', 'in_markdown', 'as_markdown', 'mark', 'table', 'styled', 'costs', 'for_terminal']
+
+# %% ../nbs/tables/02_table.ipynb #4fe307d7
+_MARKS = str.maketrans({sign: f"\\{sign}" for sign in "\\`*<&|$"})
+
+def in_markdown(
+    text, # of a protocol or a record
+) -> str: # one line
+    "The text, so that Markdown shows it as it is, also in the cell of a table."
+    shown = "".join(c if c.isprintable() else " " for c in str(text))
+    return shown.translate(_MARKS).replace("](", "]\\(")
+
+def as_markdown(
+    table:pd.DataFrame, # of texts
+    **how, # more of `DataFrame.to_markdown`
+) -> str:
+    "A table whose cells and titles are shown as they are."
+    shown = table.map(in_markdown).rename(index=in_markdown).set_axis(list(map(in_markdown, table.columns)), axis=1)
+    return shown.to_markdown(disable_numparse=True, **how)
 
 # %% ../nbs/tables/02_table.ipynb #4c91f545
 def mark(
@@ -91,7 +110,8 @@ def styled(
         shown = [m for m in study.metrics() if title.endswith(study.label(m))]
         good = "▼" if lower_is_better(shown[0] if shown else study.main_metric) else "▲"
         return [_color(text, good) for text in column]
-    return t.style.hide(axis="index").apply(colors).format_index(titles.__getitem__, axis=1)
+    shown = t.style.hide(axis="index").apply(colors).format(escape="html")
+    return shown.format_index(lambda i: escape(titles[i]), axis=1)
 
 # %% ../nbs/tables/02_table.ipynb #d6dce4f8
 def _cost(ratios): return f"{ratios.median():.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
@@ -109,7 +129,6 @@ def costs(
     return pd.DataFrame(shown, index=pd.Index(map(study.label, rows), name="Training cost"))
 
 # %% ../nbs/tables/02_table.ipynb #acf7327a
-def _markdown(table): return table.to_markdown(disable_numparse=True)
 def _wrapped(text, width, indent=""):
     how = dict(initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return fill(text, width, **how)
@@ -120,7 +139,7 @@ def for_terminal(
     width:int|None=None, # columns of the terminal; None: as wide as it is
 ) -> str: # Markdown, or narrow
     "The whole table, in lines of at most `width` as far as single cells allow."
-    text = _markdown(table)
+    text = as_markdown(table)
     if width is None or _fits(text, width): return text
     return "\n\n".join(_narrow(title, part, width) for title, part in _parts(table))
 
@@ -137,15 +156,17 @@ def _parts(table): # (title, its columns under short names) for each scenario an
 def _narrow(title, part, width):
     singles = [part.iloc[:, [i]] for i in range(part.shape[1])]
     for tables in ([part], singles):
-        texts = [_markdown(t) for t in tables]
+        texts = [as_markdown(t) for t in tables]
         if all(_fits(text, width) for text in texts): break
     else: texts = [_lines(part, width)]
-    return "\n\n".join([_wrapped(title, width), *texts] if title else texts)
+    return "\n\n".join([_wrapped(in_markdown(title), width), *texts] if title else texts)
 
 # %% ../nbs/tables/02_table.ipynb #cac8f582
 def _lines(part, width): # of each row its name, and under it what stands in each column
     out = []
+    part = part.rename(index=in_markdown).map(in_markdown)
     for name, cells in zip(part.index, part.itertuples(index=False)):
-        told = [_wrapped(f"{column}: {text}", width, "  ") for column, text in zip(part.columns, cells) if text]
+        titled = zip(map(in_markdown, part.columns), cells)
+        told = [_wrapped(f"{column}: {text}", width, "  ") for column, text in titled if text]
         out += [_wrapped(name, width), *told]
     return "\n".join(out)

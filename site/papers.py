@@ -10,6 +10,7 @@ from PIL import Image
 from charts import OURS, PAPER, STUDIES, compared_rows, differences, dots, key
 from mix_research.protocol import lower_is_better, protocol_of
 from mix_research.study import papers_dir
+from mix_research.table import in_markdown
 from notebooks import notebook
 from rooms import MODULES
 from sources import NAMES, PAPERS, SPECS, hidden_toc, html, of_paper, prose, title_of, upper, write
@@ -58,7 +59,7 @@ def thumbnail(name, picture, photo):
     image.save(buffer, "webp", quality=82)
     write(f"static/{file}", buffer.getvalue())
     kind, size = " class=photos" if photo else "", f'width="{image.width}" height="{image.height}"'
-    return f'<img{kind} src="STATIC/{file}" alt="" {size} loading="lazy">'
+    return f'<img{kind} src="STATIC/{escape(file)}" alt="" {size} loading="lazy">'
 
 
 def small_dots(s):
@@ -74,13 +75,15 @@ def picture(name):
     for data, photo in pictures(name): return thumbnail(name, data, photo)
     if name in STUDIES and compared_rows(STUDIES[name]): return small_dots(STUDIES[name])
     paper, artefact = name.split("/")
-    return f'<span class="name" aria-hidden="true">{NAMES[paper]}<br>{artefact.replace("_", " ")}</span>'
+    names = f'{escape(NAMES[paper])}<br>{escape(artefact.replace("_", " "))}'
+    return f'<span class="name" aria-hidden="true">{names}</span>'
 
 
 def card(name, here, up):
     thumb = picture(name).replace("STATIC", f"{up}_static")
-    return (f'<a class="card" href="{name.removeprefix(here)}.html"><span class="thumb">{thumb}</span>'
-            f'<b>{title_of(name)}</b><span>{escape(upper(SPECS[name].shows))}</span><small>{status(name)}</small></a>')
+    return (f'<a class="card" href="{escape(name.removeprefix(here))}.html"><span class="thumb">{thumb}</span>'
+            f'<b>{escape(title_of(name))}</b><span>{escape(upper(SPECS[name].shows))}</span>'
+            f'<small>{escape(status(name))}</small></a>')
 
 
 def cards(names, here, up):
@@ -102,9 +105,11 @@ def comparison(name, up):
     s = STUDIES[name]
     lower = " (lower is better)" if lower_is_better(s.main_metric) else ""
     axis = f"{s.label(s.main_metric)}: difference to {s.label(s.against)}, points{lower}"
-    head = f'<h3><a href="{up}papers/{name}.html">{title_of(name)}</a></h3><p>{escape(upper(SPECS[name].shows))}.</p>'
+    link = f'<a href="{up}papers/{escape(name)}.html">{escape(title_of(name))}</a>'
+    head = f"<h3>{link}</h3><p>{escape(upper(SPECS[name].shows))}.</p>"
     theirs, ours = columns(s)
-    note = f"\nThe paper: {theirs}. Ours: {ours}; preset {s.preset}, {runs_of(name)}.\n"
+    sources = in_markdown(f"The paper: {theirs}. Ours: {ours}; preset {s.preset}, {runs_of(name)}.")
+    note = f"\n{sources}\n"
     return html(head + dots(compared_rows(s), *differences(s), s.label, xlabel=axis)) + note
 
 
@@ -115,7 +120,7 @@ def comparable(names): return [n for n in names if n in STUDIES and all(differen
 
 def introduction(paper, protocol):
     "Title of the paper, what its method is, and the ways to its notebook and its settings."
-    title = f"*{protocol.title}*\n\n" if protocol.title != NAMES[paper] else ""
+    title = f"*{in_markdown(protocol.title)}*\n\n" if protocol.title != NAMES[paper] else ""
     settings = "[Settings](settings.ipynb): what is left open, and what we chose.\n"
     if paper not in MODULES:
         return f"{title}What none of the four papers shows, under one protocol for all methods. {settings}"
@@ -125,7 +130,7 @@ def introduction(paper, protocol):
 
 def contradictions(protocol):
     "Where the paper disagrees with itself."
-    lines = [f"- {prose(text)}" for text in protocol.contradictions.values()]
+    lines = [f"- {in_markdown(text)}" for text in protocol.contradictions.values()]
     return "\n## Where the paper disagrees with itself\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
@@ -133,7 +138,8 @@ def paper_page(paper):
     "The page of one paper."
     names, kind = of_paper(paper), "Notebooks" if paper == "beyond" else "Tables and figures"
     protocol = protocol_of(paper)
-    text = f"# {NAMES[paper]}\n\n{introduction(paper, protocol)}\n## {kind}\n{cards(names, f'{paper}/', '../../')}"
+    text = f"# {in_markdown(NAMES[paper])}\n\n{introduction(paper, protocol)}\n## {kind}\n"
+    text += cards(names, f"{paper}/", "../../")
     compared = comparable(names)
     if compared:
         text += f"\n## Paper against ours\n{html(key(PAPER, OURS))}\n{warning(compared)}"
@@ -146,7 +152,7 @@ def gallery():
     "The page of all artefacts."
     count = f"{len(SPECS)} artefacts, each a notebook rendered from committed records."
     text = f"# All tables and figures\n\n{count} [Paper against ours](glance.md) puts all comparisons on one page.\n\n"
-    sections = [f"\n## {NAMES[paper]}\n" + cards(of_paper(paper), "", "../") for paper in PAPERS]
+    sections = [f"\n## {in_markdown(NAMES[paper])}\n" + cards(of_paper(paper), "", "../") for paper in PAPERS]
     write("papers/index.md", text + warning(STUDIES) + "".join(sections))
 
 
@@ -168,12 +174,12 @@ def papers():
     "Writes the papers' notebooks and pages."
     for name in SPECS:
         paper = name.split("/")[0]
-        top = f"[{NAMES[paper]}](index.md) · {status(name)}"
+        top = f"[{in_markdown(NAMES[paper])}](index.md) · {in_markdown(status(name))}"
         notebook(papers_dir() / f"{name}.ipynb", f"papers/{name}.ipynb", top, hide_code=True)
     notebook(papers_dir() / "speed.ipynb", "papers/speed.ipynb", hide_code=True)
     for paper in PAPERS:
         page = f"{paper}/settings.ipynb"
-        notebook(papers_dir() / page, f"papers/{page}", f"[{NAMES[paper]}](index.md)", hide_code=True)
+        notebook(papers_dir() / page, f"papers/{page}", f"[{in_markdown(NAMES[paper])}](index.md)", hide_code=True)
         paper_page(paper)
     gallery()
     glance()

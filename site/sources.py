@@ -31,7 +31,11 @@ def filled(page, **known):
     return text
 
 
-def html(text): return f"\n```{{raw}} html\n{text}\n```\n"
+def html(text):
+    "HTML on a page, in a fence that nothing in it can close."
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"\n{fence}{{raw}} html\n{text}\n{fence}\n"
 
 
 def hidden_toc(lines): return "\n```{toctree}\n:hidden:\n\n" + "\n".join(lines) + "\n```\n"

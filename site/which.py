@@ -9,6 +9,7 @@ from mix_research import figures, speed
 from mix_research.compare import front
 from mix_research.mixers import MIXERS, FeatureMixer, build
 from mix_research.study import papers_dir, reference
+from mix_research.table import as_markdown, in_markdown
 from papers import WARNING
 from rooms import SYMBOLS, anchor
 from sources import NAMES, html, title_of, write
@@ -23,10 +24,11 @@ def label(method):
     return known.get(method) or MIXERS[method].__name__
 
 
-def listed(methods): return ", ".join(map(label, methods))
+def said(method): return in_markdown(label(method))
+def listed(methods): return ", ".join(map(said, methods))
 
 
-def link(name): return f"[{title_of(name)}](papers/{name}.ipynb)"
+def link(name): return f"[{in_markdown(title_of(name))}](papers/{name}.ipynb)"
 
 
 def trained():
@@ -140,7 +142,7 @@ def what_training_costs():
 
 Times plain training, per step.
 
-{cost_table().to_markdown(disable_numparse=True)}
+{as_markdown(cost_table())}
 
 Measured on {machines}. {note}Details and quartiles: [speed](papers/speed.ipynb). \
 Differences of a few per cent are within the noise of these measurements.
@@ -186,7 +188,7 @@ def need(method):
     "The row of a method."
     cost, gains = cost_of(method), printed()[printed().method == method]
     by_data = [points(list(gains[gains.dataset == d].gain)) for d in ("cifar10", "cifar100")]
-    return f"[{label(method)}](#{home(method)})", works(method), needs(method), f"{cost:.2f}" if cost else "", *by_data
+    return f"[{said(method)}](#{home(method)})", works(method), needs(method), f"{cost:.2f}" if cost else "", *by_data
 
 
 def what_each_needs():
@@ -215,13 +217,13 @@ def scenario(s, cell, summary):
     rows = sorted(gains, key=lambda m: -gains[m][0][0])
     axis = f"{s.label(s.main_metric)} over {s.label(s.against)}, points"
     picture = html(key(OURS) + dots(rows, {}, gains, s.label, xlabel=axis))
-    return f"\n{figures.scenario_name(s, cell)}:\n{picture}"
+    return f"\n{in_markdown(figures.scenario_name(s, cell))}:\n{picture}"
 
 
 def study(name, s):
     scenarios = s.summary().groupby(["dataset", "model", "how"], sort=False)
     pictures = "".join(scenario(s, cell, summary) for cell, summary in scenarios)
-    return f"\n{link(name)}, preset {s.preset}, {len(s.seeds)} seeds.\n{pictures}"
+    return f"\n{link(name)}, preset {in_markdown(s.preset)}, {len(s.seeds)} seeds.\n{pictures}"
 
 
 def ahead(s):
@@ -229,7 +231,7 @@ def ahead(s):
     costs, means = s.seconds().groupby("method").ratio.median().dropna(), s.summary().set_index("method")["mean"]
     both = [m for m in costs.index if m in means.index and isinstance(means[m], float)]
     best = front([costs[m] for m in both], [means[m] for m in both])
-    names = ", ".join(s.label(m) for m, first in zip(both, best) if first)
+    names = ", ".join(in_markdown(s.label(m)) for m, first in zip(both, best) if first)
     return f"Of {len(both)} methods under this last protocol, no other is both cheaper and better than {names}"
 
 
@@ -254,7 +256,7 @@ mix-research reproduce beyond/one_protocol --preset short --download
 
 def own_records():
     "What our records say, if there are some of more than the digits."
-    found = [f"- **Measured here, beyond the digits:** {sentence} ({link(n)}, preset {s.preset}, "
+    found = [f"- **Measured here, beyond the digits:** {sentence} ({link(n)}, preset {in_markdown(s.preset)}, "
              f"{len(s.records())} of {len(s.runs)} runs)\n"
              for n, s in real().items() for sentence in s.conclusions("") if sentence.startswith("**")]
     if real(): return "".join(found)
@@ -270,18 +272,18 @@ def to_start_with():
     columns = columns[several].dropna()
     best = columns.idxmax(axis=1).value_counts()
     worst = gains.loc[gains[gains.method.isin(several)].gain.idxmin()]
-    medians = ", ".join(f"{columns[m].median():+.2f} ({label(m)})" for m in several)
-    firsts = ", ".join(f"{label(m)} is the best of them in {best.get(m, 0)}" for m in several)
-    return (f"- **To start with: {listed(several[:-1])} or {label(several[-1])}.** Three of the papers train them all, "
+    medians = ", ".join(f"{columns[m].median():+.2f} ({said(m)})" for m in several)
+    firsts = ", ".join(f"{said(m)} is the best of them in {best.get(m, 0)}" for m in several)
+    return (f"- **To start with: {listed(several[:-1])} or {said(several[-1])}.** Three of the papers train them all, "
             f"in {len(columns)} columns of their tables; median gains in top-1 over plain training are {medians}, and "
-            f"{firsts}. None is always safe: {label(worst.method)} loses {-worst.gain:.2f} points in "
+            f"{firsts}. None is always safe: {said(worst.method)} loses {-worst.gain:.2f} points in "
             f"{link(worst.artefact)}.\n")
 
 
 def for_more():
     "What the papers print for their own methods."
     own, others = by_authors()
-    ranges = "; ".join(f"{label(m)} {min(v):+.2f} to {max(v):+.2f}" for m, v in own.items())
+    ranges = "; ".join(f"{said(m)} {min(v):+.2f} to {max(v):+.2f}" for m, v in own.items())
     alone = "" if set(own) & set(others) else " No paper trains the method of another."
     return ("- **For more, try the paper methods, on your own data.** Their own papers print gains over plain training "
             f"of {ranges}.{alone} A method does best where its authors chose the setting.\n")
