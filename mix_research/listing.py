@@ -69,15 +69,8 @@ class Entry:
     failure:str="" # the sentence about a failed run, see `jobs.failure_line`
     seconds:float|None=None # that the training took, if it was timed
     values:dict=field(default_factory=dict) # the fields of the run
-    why:str="" # it is no whole record
-    newer:bool=False # a version that is newer than this one wrote it
-
-    @property
-    def in_place(self) -> bool: return self.name == self.key + ENDS["record"] # where its run is looked for
-
-    @property
-    def astray(self) -> str: # why it is not used, if it is not in its place
-        return f"the record of {self.key}: copied, or of an earlier version that trained in another way; it is not used"
+    why:str="" # it is not used
+    damaged:bool=False # since it is no whole record
 
     @property
     def run(self) -> SimpleNamespace: return SimpleNamespace(**self.values) # what it says, without being built
@@ -90,19 +83,22 @@ def read_record(
     from mix_research.record import Record
     return Record.from_json(_content(path)[0].decode())
 
-def _look(path): # its entry, None if it is gone; its stamp, None if it must be read again the next time
+def _entry(name, record): # of a whole record
     from mix_research.jobs import failure_line
+    key, astray = record.run.key, ""
+    if name != key + ENDS["record"]: astray = f"of run {key}: a copy, or of an earlier version that trained otherwise"
+    failure = failure_line(record) if record.status == "failed" and not astray else ""
+    return Entry(name, key, record.status, failure, record.timing.get("seconds"), record.run.asdict(), astray)
+
+def _look(path): # its entry, None if it is gone; its stamp, None if it must be read again the next time
     from mix_research.record import BadRecord, NewerRecord, Record
     name = os.path.basename(path)
     try:
         content, stamp = _content(path)
-        record = Record.from_json(content.decode())
+        return _entry(name, Record.from_json(content.decode())), stamp
     except (BadRecord, UnicodeDecodeError, OSError) as e:
-        entry = Entry(name, why=reason(e), newer=isinstance(e, NewerRecord))
+        entry = Entry(name, why=reason(e), damaged=not isinstance(e, NewerRecord))
         return entry if os.path.lexists(path) else None, None
-    failure = failure_line(record) if record.status == "failed" else ""
-    run = record.run
-    return Entry(name, run.key, record.status, failure, record.timing.get("seconds"), run.asdict()), stamp
 
 def _look_at(paths): return list(map(_look, paths))
 
@@ -173,7 +169,7 @@ def _sorted_out(folder, names, known): # entries that are remembered, and the na
         else: others.append(name)
     return entries, others
 
-def _row(entry, stamp): return [stamp, entry.key, entry.status, entry.failure, entry.seconds, entry.values]
+def _row(e, stamp): return [stamp, e.key, e.status, e.failure, e.seconds, e.values, e.why]
 
 def listing(
     folder:str|Path, # of records
@@ -202,7 +198,7 @@ def successes(
 ) -> dict: # key of a run -> its `Entry`
     "The runs that a store of these folders has a successful record of."
     entries = [e for folder in reversed(list(folders)) for e in listing(folder, keys, watched)]
-    return {e.key: e for e in entries if e.status == "ok" and e.in_place}
+    return {e.key: e for e in entries if e.status == "ok" and not e.why}
 
 # %% ../nbs/runs/20_listing.ipynb #8287c103
 TAIL, LARGEST = 4096, 2**26 # bytes
