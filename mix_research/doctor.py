@@ -104,7 +104,9 @@ def check_disk(
     "Could it be written to, and is there room?"
     place = _nearest(Path(folder).absolute())
     refused = _refused(place)
-    if refused: return [("FAIL", "disk", f"{shown(place)} cannot be written: {refused}")]
+    if refused:
+        only_read = place == Path(folder).absolute() and place.is_dir()
+        return [("note" if only_read else "FAIL", "disk", f"{shown(place)} cannot be written: {refused}")]
     free = shutil.disk_usage(place).free / 2**30
     if free >= least: return [("ok", "disk", f"{shown(place)}: {free:.1f} GiB free")]
     need = f"a network and its checkpoint take up to .4 GiB, wanted: {least:g}"

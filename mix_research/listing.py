@@ -103,7 +103,7 @@ def _look(path): # its entry, None if it is gone; its stamp, None if it must be 
 def _look_at(paths): return list(map(_look, paths))
 
 # %% ../nbs/runs/20_listing.ipynb #72268967
-MANY = 2000 # files, from which on processes are worth the seconds that they need to begin
+MANY, WORTH = 5000, 300 # files that pay for new processes, which need seconds to begin; for a bar or an index
 
 def _begin(): # what a process does first
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,18 +120,23 @@ def _side_by_side(paths, cores):
             for part in pool.map(_look_at, parts): yield from part
         finally: pool.shutdown(cancel_futures=True)
 
+def _found(paths, cores):
+    done = 0
+    with suppress(BrokenProcessPool):
+        for found in _side_by_side(paths, cores) if cores > 1 else ():
+            done += 1
+            yield found
+    yield from map(_look, paths[done:])
+
 def _each(paths, watched): # entry and stamp of each, in this order
     cores = (os.cpu_count() or 1) if watched and len(paths) >= MANY else 1
-    with tqdm(total=len(paths), desc="records", unit="file", disable=None if watched else True, leave=False) as bar:
-        with suppress(BrokenProcessPool):
-            for found in _side_by_side(paths, cores) if cores > 1 else ():
-                yield found
-                bar.update()
-        for path in paths[bar.n:]:
-            yield _look(path)
+    hidden = None if watched and len(paths) >= WORTH else True # None: unless there is a terminal
+    with tqdm(total=len(paths), desc="records", unit="file", disable=hidden, leave=False) as bar:
+        for found in _found(paths, cores):
+            yield found
             bar.update()
 
-# %% ../nbs/runs/20_listing.ipynb #3afca849
+# %% ../nbs/runs/20_listing.ipynb #1d095596
 def index_path(
     folder:str|Path, # of records
 ) -> Path|None: # None: there is no place for it
@@ -156,9 +161,7 @@ def _remember(path, known):
     text = json.dumps(known).encode()
     with suppress(AttributeError, OSError): write_atomic(path, _seal(text) + b"\n" + text) # else it is only slower
 
-# %% ../nbs/runs/20_listing.ipynb #49641290
-WORTH = 300 # files that had to be read, from which on writing the index pays
-
+# %% ../nbs/runs/20_listing.ipynb #cbc950bd
 def _sorted_out(folder, names, known): # entries that are remembered, and the names of all others
     entries, others = {}, []
     for name in names:
@@ -190,7 +193,7 @@ def listing(
         _remember(place, kept | anew)
     return [entries[name] for name in names if name in entries]
 
-# %% ../nbs/runs/20_listing.ipynb #146c9065
+# %% ../nbs/runs/20_listing.ipynb #246d8bda
 def successes(
     folders, # of records
     keys=None, # of runs, if only they are asked for
@@ -200,7 +203,7 @@ def successes(
     entries = [e for folder in reversed(list(folders)) for e in listing(folder, keys, watched)]
     return {e.key: e for e in entries if e.status == "ok" and not e.why}
 
-# %% ../nbs/runs/20_listing.ipynb #8287c103
+# %% ../nbs/runs/20_listing.ipynb #e52450f8
 TAIL, LARGEST = 4096, 2**26 # bytes
 
 def _tail(path): # the end of a file
