@@ -167,6 +167,7 @@ def _aside(folder) -> list[tuple]: # lines about what was set aside
 def _checkpoints(folder) -> list[tuple]: # lines about runs that have not ended
     lines = []
     for path in (Path(folder, name) for name in names_in(folder, ENDS["checkpoint"])):
+        if not os.path.isfile(path): continue # see below
         running, left = "being trained", "unfinished; the command that began it goes on from here"
         lines.append(("note", "checkpoint", f"{shown(path)}: {running if claimed(path) else left}"))
     return lines

@@ -59,12 +59,27 @@ def notes(env):
     return found
 
 
-def command(name, env, folder, **how):
-    more = dict(list=[], show=["randomix/table_1", "--records", folder], doctor=["--records", folder, "--data", folder.parent])
-    argv = ["mix-research", name, *more.get(name, ["--records", folder])]
-    done = subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, timeout=300, **how)
-    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
-    return done
+CALLS = """
+import contextlib, io, json, sys
+from mix_research.cli import main
+said = {}
+for name, argv in json.loads(sys.argv[1]).items():
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main([name, *argv])
+    print(out.getvalue(), err.getvalue(), file=sys.stderr) # which fails for what cannot be printed
+    said[name] = code, out.getvalue(), err.getvalue()
+print(json.dumps(said))
+"""
+
+
+def commands(env, folder, *names, **how):
+    """What commands say, one after the other in one process: name -> exit code, output, errors."""
+    records = ["--records", str(folder)]
+    argv = dict(list=[], show=["randomix/table_1", *records], doctor=[*records, "--data", str(folder.parent)], status=records)
+    asked = json.dumps({name: argv[name] for name in names or COMMANDS})
+    done = subprocess.run([sys.executable, "-c", CALLS, asked], env=env, capture_output=True, text=True, timeout=500, **how)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def committed():
@@ -110,21 +125,19 @@ def kept_out(folder):
 # --- nothing is written
 
 def test_looking_opens_nothing_for_writing(tmp_path, watched):
-    store = filled(tmp_path / "records")
-    (tmp_path / "data").mkdir()
+    folder, data = tmp_path / "records", tmp_path / "data"
+    store = filled(folder)
+    data.mkdir()
     store.claim_path(Run(seed=9)).touch() # of a command that was killed
-    before, package = state(tmp_path / "records"), str(ROOT / "mix_research")
     with store.claim(Run(seed=8)):
-        before = state(tmp_path / "records")
-        for name in COMMANDS:
-            said = command(name, watched, tmp_path / "records").stdout
-            if name == "status": assert "being trained: baseline seed 8" in said
-            if name == "doctor": assert "being trained" in said
-            changed = [p for p in notes(watched)["change"] if "__pycache__" not in p]
-            assert not [p for p in changed if p.startswith((str(tmp_path / "records"), str(tmp_path / "data"), package))]
-        assert state(tmp_path / "records") == before
-    assert subprocess.run([sys.executable, "-c", "open('records/x', 'w')"], env=watched, cwd=tmp_path).returncode == 0
-    assert str(tmp_path / "records/x") in notes(watched)["change"], "what is written is noticed"
+        before = state(folder)
+        said = commands(watched, folder)
+        assert state(folder) == before
+    assert "being trained: baseline seed 8" in said["status"][1] and "ckpt: being trained" in said["doctor"][1]
+    kept = (str(folder), str(data), str(ROOT / "mix_research"), str(ROOT / "papers"))
+    assert not [p for p in notes(watched)["change"] if p.startswith(kept) and "__pycache__" not in p]
+    subprocess.run([sys.executable, "-c", "open('records/x', 'w')"], env=watched, cwd=tmp_path, check=True)
+    assert str(folder / "x") in notes(watched)["change"], "what is written is noticed"
 
 
 def rights(folder, file, place):
@@ -136,31 +149,31 @@ def test_a_folder_that_may_only_be_read(tmp_path, watched):
     folder = tmp_path / "records"
     store = filled(folder)
     store.claim_path(Run(seed=8)).touch()
-    writable = {name: command(name, watched, folder, preexec_fn=powerless) for name in COMMANDS}
+    writable = commands(watched, folder)
     rights(folder, 0o444, 0o555)
     try:
-        if not kept_out(folder): pytest.skip("rights on files do not count for this user")
-        for name in COMMANDS:
-            done = command(name, watched, folder, preexec_fn=powerless)
-            assert done.returncode == writable[name].returncode, done.stdout + done.stderr
-            if name != "doctor": assert (done.stdout, done.stderr) == (writable[name].stdout, writable[name].stderr)
-            else: assert "cannot be written: you have no right to" in done.stdout
+        if kept_out(folder): read_only = commands(watched, folder, preexec_fn=powerless)
+        else: pytest.skip("rights on files do not count for this user")
     finally: rights(folder, 0o644, 0o755)
+    assert "cannot be written: you have no right to" in read_only["doctor"][1]
+    assert read_only.pop("doctor")[0] == writable.pop("doctor")[0]
+    assert read_only == writable
 
 
 def test_a_disk_that_is_mounted_read_only(tmp_path, watched):
+    from mix_research.doctor import check_disk
     folder = tmp_path / "records"
     filled(folder)
-    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && ! touch {folder}/x 2>/dev/null"
     alone = ["unshare", "-m", "sh", "-c"]
     if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
         pytest.skip("this user cannot mount")
-    for name in ("status", "doctor"):
-        expected = command(name, watched, folder)
-        inside = f"{mount} && ! touch {folder}/x 2>/dev/null && exec mix-research {name} --records {folder}"
-        done = subprocess.run([*alone, inside], env=watched, capture_output=True, text=True)
-        assert done.returncode == expected.returncode == (name == "status"), done.stdout + done.stderr
-        assert done.stdout == expected.stdout if name == "status" else "the disk is mounted read-only" in done.stdout
+    program = f"from mix_research.doctor import check_disk; print(*check_disk('{folder}')[0])"
+    inside = f'{mount} && mix-research status --records {folder}; {sys.executable} -c "{program}"'
+    done = subprocess.run([*alone, inside], env=watched, capture_output=True, text=True)
+    status, disk = done.stdout.rsplit("\n", 2)[:2]
+    assert disk == f"note disk {folder} cannot be written: the disk is mounted read-only", done.stdout + done.stderr
+    assert status + "\n" == commands(watched, folder, "status")["status"][1]
 
 
 # --- odd things
@@ -185,7 +198,7 @@ def odd_things(folder, whole):
     (folder / "no right.json").chmod(0)
     newer = sealed(unsealed(whole) | dict(schema=SCHEMA + 1))
     (folder / "newer.json").write_text(newer)
-    names = [p.name for p in folder.iterdir() if len(p.stem) != 16]
+    names = [p.name for p in folder.iterdir() if len(p.stem) != 16 and p.name != ".lock"]
     return [n.replace("\n", r"\n").replace("\udcff", r"\udcff") for n in names]
 
 
@@ -193,19 +206,18 @@ def test_odd_things_are_named_in_a_line_each_and_the_rest_is_listed(tmp_path, wa
     folder = tmp_path / "records"
     store = filled(folder)
     names = odd_things(folder, store.record_path(Run(seed=7)).read_bytes())
-    status = command("status", watched, folder, preexec_fn=powerless)
-    assert status.returncode == 1 and f"{folder}: 4 records" in status.stdout
-    doctor = command("doctor", watched, folder, preexec_fn=powerless)
-    assert doctor.returncode == 1 and "3 successful, 1 failed" in doctor.stdout
+    said = commands(watched, folder, preexec_fn=powerless)
+    assert {name: code for name, (code, *_) in said.items()} == dict(status=1, doctor=1, list=0, show=0)
+    status, doctor = (said[name][1].splitlines() for name in ("status", "doctor"))
+    assert f"{folder}: 4 records" in status and "3 successful, 1 failed" in said["doctor"][1]
     for name in names:
-        if not name.endswith("ckpt"): assert sum(f" {name}: " in line for line in status.stdout.splitlines()) == 1, name
-        lines = sum(f"{folder}/{name}: " in line for line in doctor.stdout.splitlines())
-        assert lines == (0 if name == "huge.jsonl" else 2 if name == "folder.ckpt" else 1), name
-    alone = [line for line in status.stdout.splitlines() if line.startswith("left alone")]
-    assert len(alone) == 2 and "newer version" in " ".join(alone) and f"of run {Run(seed=7).key}" in " ".join(alone)
-    assert not [line for line in doctor.stdout.splitlines() if "newer.json" in line and "FAIL" in line]
-    for name in ("list", "show"):
-        assert command(name, watched, folder, preexec_fn=powerless).returncode == 0
+        if not name.endswith("ckpt"): assert sum(f" {name}: " in line for line in status) == 1, name
+        assert name == "huge.jsonl" or sum(f"{folder}/{name}: " in line for line in doctor) == 1, name
+    alone = [line for line in status if line.startswith("left alone")]
+    assert [line.split(": ")[1] for line in alone] == ["copy.json", "newer.json"]
+    assert "newer version" in alone[1] and f"of run {Run(seed=7).key}" in alone[0]
+    fails = [line for line in doctor if line.startswith("| FAIL") and "records" in line]
+    assert len(fails) == len(names) - 3 and not [line for line in fails if "newer.json" in line or "copy.json" in line]
 
 
 @pytest.mark.parametrize("kind", ["file", "missing", "dangling", "loop", "unreadable"])
@@ -218,17 +230,17 @@ def test_a_folder_that_is_none(tmp_path, watched, kind):
         folder.mkdir()
         folder.chmod(0)
         if not kept_out(folder): pytest.skip("rights on files do not count for this user")
-    status, doctor, listed, shown = (command(name, watched, folder, preexec_fn=powerless) for name in COMMANDS)
+    said = commands(watched, folder, "status", "list", "doctor", preexec_fn=powerless)
+    assert "randomix/table_1" in said["list"][1]
     if kind == "missing":
-        assert (status.returncode, status.stdout) == (0, f"{folder}: 0 records\n")
-        assert doctor.returncode == listed.returncode == 0
+        assert said["status"] == [0, f"{folder}: 0 records\n", ""]
+        assert said["doctor"][0] == said["list"][0] == 0
         return
-    assert status.returncode == 2 and status.stderr.startswith("mix-research: records: ")
-    assert len(status.stderr.splitlines()) == 1 and str(folder) in status.stderr
-    fails = [line for line in doctor.stdout.splitlines() if "FAIL" in line and "records: " in line]
-    assert doctor.returncode == 1 and len(fails) == 1
-    assert listed.returncode == 1 and "randomix/table_1" in listed.stdout
-    assert listed.stderr.startswith("records: ") and len(listed.stderr.splitlines()) == 1
+    for name, (code, start) in dict(status=(2, "mix-research: records: "), list=(1, "records: ")).items():
+        assert said[name][0] == code and said[name][2].startswith(start)
+        assert len(said[name][2].splitlines()) == 1 and str(folder) in said[name][2]
+    fails = [line for line in said["doctor"][1].splitlines() if "FAIL" in line and "records: " in line]
+    assert said["doctor"][0] == 1 and len(fails) == 1
 
 
 # --- many records
@@ -263,7 +275,7 @@ def many(tmp_path):
 
 def test_a_record_is_read_once(many, watched):
     (folder,), (first, second) = many.folders, committed()[:2]
-    index = lambda: next(Path(watched["XDG_CACHE_HOME"], "mix_research").iterdir())
+    def index(): return next(Path(watched["XDG_CACHE_HOME"], "mix_research").iterdir())
     assert listed(watched, folder) == (N, N + 1, True)
     assert listed(watched, folder) == (N, 0, False), "the second look knows all, without PyTorch"
     many.put(replace(first, run=replace(first.run, seed=5000)))
@@ -284,30 +296,30 @@ def test_a_record_is_read_once(many, watched):
     assert listed(watched, folder) == listed(watched, folder) == (N - 1, N + 1, True)
 
 
-def test_status_and_list_look_again_without_reading(many, watched):
+def test_commands_look_again_without_reading(many, watched):
     (folder,) = many.folders
-    first = command("status", watched, folder)
-    assert f"{folder}: {N + 1} records" in first.stdout and "failed: baseline seed 7" in first.stdout
+    first = commands(watched, folder, "status")
+    assert f"{folder}: {N + 1} records" in first["status"][1] and "failed: baseline seed 7" in first["status"][1]
     notes(watched)
-    again = command("status", watched, folder)
+    assert commands(watched, folder, "status") == first
     found = notes(watched)
-    assert again.stdout == first.stdout and not found["torch"]
     opened = Counter(Path(p).suffix for p in found["read"] if p.startswith(str(folder)))
-    assert opened == {".jsonl": 2}, "the one log, of a run that has not ended"
-    for name in ("doctor", "list"): command(name, watched, folder)
+    assert opened == {".jsonl": 2, ".claim": 1} and not found["torch"], "the one log, of a run that has not ended"
+    commands(watched, folder, "doctor", "list")
     assert not [p for p in notes(watched)["read"] if p.startswith(f"{folder}/") and p.endswith(".json")]
 
 
 def test_a_log_of_a_run_that_ended_is_read_at_its_end(tmp_path, watched):
     folder = tmp_path / "records"
-    log = Log(folder / "0123.jsonl")
+    path = folder / "0123.jsonl"
+    log = Log(path)
     log("started", run=Run().asdict())
-    (folder / "0123.jsonl").write_text((folder / "0123.jsonl").read_text() + '{"event": "epoch"}\n' * 10**5)
-    assert "interrupted: baseline seed 0" in command("status", watched, folder).stdout
+    with open(path, "a") as f: f.write('{"event": "epoch"}\n' * 10**5)
+    assert "interrupted: baseline seed 0" in commands(watched, folder, "status")["status"][1]
     log("finished")
     notes(watched)
-    assert command("status", watched, folder).stdout == f"{folder}: 0 records\n"
-    assert notes(watched)["read"].count(str(folder / "0123.jsonl")) == 1
+    assert commands(watched, folder, "status")["status"][1] == f"{folder}: 0 records\n"
+    assert notes(watched)["read"].count(str(path)) == 1
 
 
 def test_several_may_write_the_index_at_once(tmp_path):
