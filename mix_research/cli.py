@@ -8,6 +8,7 @@ __all__ = ['show_table', 'cmd_list', 'show_plan', 'cmd_reproduce', 'cmd_show', '
 
 # %% ../nbs/app/04_cli.ipynb #3f56fd07
 import argparse, math, os, re, shutil, statistics, sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -94,34 +95,44 @@ def _present(studies, out, export, markdown) -> list: # lines of what went wrong
     return bad
 
 # %% ../nbs/app/04_cli.ipynb #015e2f40
-def _successes(s): # runs of a study that have a record to show
-    return {run for run, record in s.records().items() if record.status == "ok"}
+def _successes(runs, entries) -> set: # those that have a record to show
+    return {run for run in runs if run.key in entries}
 
-def _counted(name, preset): # records of an artefact: committed + your own
-    from mix_research.study import Study
-    theirs, mine = Study(name, preset), Study(name, preset, own=True)
-    if not theirs.runs: return "no runs needed"
-    return f"{len(_successes(theirs))} + {len(_successes(mine))} of {len(theirs.runs)}"
+def _counted(s, theirs, mine): # records of a study: committed + your own
+    runs = s.runs
+    if not runs: return "no runs needed"
+    return f"{len(_successes(runs, theirs))} + {len(_successes(runs, mine))} of {len(runs)}"
+
+def _own(keys): # what of these runs lies in your own folder; lines about what cannot be read
+    from mix_research.listing import successes
+    from mix_research.store import default_records
+    try: return successes([default_records()], keys, watched=True), []
+    except ValueError as e: return {}, [str(e)]
 
 def cmd_list() -> int: # exit code
     "Every table and figure, and how many of its runs have a record: committed, and your own."
+    from mix_research.listing import successes
     from mix_research.protocol import artefacts, protocol_of
+    from mix_research.store import committed_records
+    from mix_research.study import Study
+    presets = {name: protocol_of(name.split("/")[0]).presets for name in artefacts()}
+    studies = {(name, p): Study(name, p) for name in presets for p in presets[name]}
+    keys = {run.key for s in studies.values() for run in s.runs}
+    theirs, (mine, bad) = successes(committed_records(), keys), _own(keys)
     rows = []
     for name, artefact in artefacts().items():
-        presets = protocol_of(name.split("/")[0]).presets
-        rows.append(dict(artefact=name, shows=artefact.shows, **{p: _counted(name, p) for p in presets}))
+        counted = {p: _counted(studies[name, p], theirs, mine) for p in presets[name]}
+        rows.append(dict(artefact=name, shows=artefact.shows, **counted))
     _print_rows(rows, None)
     print("\nrecords: committed + your own, of the runs that the preset asks for")
-    return 0
+    return _told(bad)
 
 # %% ../nbs/app/04_cli.ipynb #f77b6676
-def _paces(studies) -> dict: # (data set, network) -> median seconds per epoch
-    from mix_research.study import Study
+def _paces(entries) -> dict: # (data set, network) -> median seconds per epoch
     seconds = {}
-    for s in studies:
-        for run, record in [*s.records().items(), *Study(s.name, s.preset).records().items()]:
-            if record.status != "ok" or "seconds" not in record.timing: continue
-            seconds.setdefault((run.dataset, run.model), []).append(record.timing["seconds"] / run.epochs)
+    for e in entries:
+        if e.seconds is None: continue
+        seconds.setdefault((e.run.dataset, e.run.model), []).append(e.seconds / e.run.epochs)
     return {cell: statistics.median(s) for cell, s in seconds.items()}
 
 def _duration(runs, paces) -> str: # h:mm:ss, one run after another
@@ -130,16 +141,20 @@ def _duration(runs, paces) -> str: # h:mm:ss, one run after another
     return "?" if math.isnan(seconds) else str(timedelta(seconds=round(seconds)))
 
 def show_plan(
-    studies:list, # of `Study`
+    studies:list, # of `Study`, with their records in the same folders
 ):
     "Prints how many runs each asks for, how many have a record, and how long the others may take one after another."
-    rows, seen, paces = [], set(), _paces(studies)
+    from mix_research.listing import successes
+    from mix_research.store import committed_records
+    keys = {run.key for s in studies for run in s.runs}
+    mine, theirs = (successes(folders, keys) for folders in (studies[0].store.folders, committed_records()))
+    rows, seen, paces = [], set(), _paces([*mine.values(), *theirs.values()])
     for s in studies:
         new = [r for r in s.runs if r not in seen] # what several ask for is listed with the first
-        done = _successes(s)
+        done = _successes(new, mine)
         missing = [r for r in new if r not in done]
         seen |= set(new)
-        rows.append((s.name, len(new), len(new) - len(missing), len(missing), _duration(missing, paces)))
+        rows.append((s.name, len(new), len(done), len(missing), _duration(missing, paces)))
     total = [sum(row[i] for row in rows) for i in (1, 2, 3)]
     columns = ["artefact", "runs", "with a record", "missing", "time (h:mm:ss)"]
     _print_rows([*rows, ("all", *total, "")], columns)
@@ -214,37 +229,46 @@ def cmd_show(
     return 0
 
 # %% ../nbs/app/04_cli.ipynb #b6517622
-def _unfinished(folder): # a line for each run without an end, by its log
-    from mix_research.store import claimed, read_log, run_files
-    for path in run_files(folder, "log"):
-        events = read_log(path)
-        begun = [e["run"] for e in events if e["event"] == "started" and isinstance(e.get("run"), dict)]
-        if not begun or events[-1]["event"] in ("finished", "failed"): continue
-        run, last = begun[-1], events[-1]
-        state = "being trained" if claimed(path) else "interrupted"
-        epoch = next((e.get("epoch", 0) for e in reversed(events) if e["event"] == "epoch"), 0)
-        what = f"{run.get('method')} seed {run.get('seed')} ({run.get('dataset')}, {run.get('model')})"
-        yield f"{state}: {what}: epoch {epoch} of {run.get('epochs')}, {last.get('time')} on {last.get('host')}"
+def _begun(path) -> str: # a line about a run that has not ended, by its log; "" if there is none
+    from mix_research.listing import log_ended
+    from mix_research.store import claimed, read_log
+    if log_ended(path): return ""
+    events = read_log(path)
+    begun = [e["run"] for e in events if e["event"] == "started" and isinstance(e.get("run"), dict)]
+    if not begun or events[-1]["event"] in ("finished", "failed"): return ""
+    run, last = begun[-1], events[-1]
+    state = "being trained" if claimed(path) else "interrupted"
+    epoch = next((e.get("epoch", 0) for e in reversed(events) if e["event"] == "epoch"), 0)
+    what = f"{run.get('method')} seed {run.get('seed')} ({run.get('dataset')}, {run.get('model')})"
+    return f"{state}: {what}: epoch {epoch} of {run.get('epochs')}, {last.get('time')} on {last.get('host')}"
+
+def _unfinished(folder): # a line for each run without an end, and each log that cannot be read
+    from mix_research.listing import names_in, reason
+    from mix_research.store import ENDS
+    for name in names_in(folder, ENDS["log"]):
+        try: line = _begun(folder / name)
+        except OSError as e: line = f"not read: {name}: {reason(e)}"
+        if line: yield line
+
+# %% ../nbs/app/04_cli.ipynb #e7c03f58
+def _odd(e) -> str: # a line about an entry that does not count
+    if e.damaged: return f"damaged: {e.name}: {e.why}"
+    return f"left alone: {e.name}: {e.why}" if e.why else e.failure
 
 def cmd_status(
     records:RecordsFolder="",
 ) -> int: # exit code
     "What lies in a folder of records, and what is being trained; exit code 1 if a run failed or a file is damaged."
-    from mix_research.doctor import read_records
-    from mix_research.jobs import failure_line
+    from mix_research.listing import listing, shown
     from mix_research.store import default_records
-    folder, count, bad = Path(records or default_records()), {}, []
-    for path, r, why in read_records(folder):
-        if r is None:
-            bad.append(f"damaged: {path.name}: {why}")
-            continue
-        key = r.run.dataset, r.run.model, r.run.method, r.status
-        count[key] = count.get(key, 0) + 1
-        if r.status != "ok": bad.append(failure_line(r))
-    print(f"{folder}: {sum(count.values())} records")
+    folder = Path(records or default_records())
+    entries = listing(folder, watched=True)
+    counted = [e for e in entries if not e.why]
+    count = Counter((e.run.dataset, e.run.model, e.run.method, e.status) for e in counted)
+    print(f"{shown(folder)}: {len(counted)} records")
     if count: _print_rows([(*key, n) for key, n in count.items()], ["dataset", "model", "method", "status", "records"])
-    for line in [*_unfinished(folder), *bad]: print(line)
-    return 1 if bad else 0
+    for line in [*_unfinished(folder), *filter(None, map(_odd, entries))]: print(shown(line))
+    return int(any(e.failure or e.damaged for e in entries))
 
 # %% ../nbs/app/04_cli.ipynb #b7764b7c
 def cmd_doctor(
@@ -253,7 +277,7 @@ def cmd_doctor(
     "Checks packages, device, data, disk and records; exit code 1 if something will not work."
     from mix_research.doctor import examine
     from mix_research.store import default_records
-    lines = examine(records or default_records(), data)
+    lines = examine(records or default_records(), data, watched=True)
     _print_rows(lines, ["", "check", "found"], disable_numparse=True)
     return int(any(verdict == "FAIL" for verdict, *_ in lines))
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/app/02_doctor.ipynb #561825ba
 from __future__ import annotations
-import os, platform, shutil, subprocess, sys, tempfile
+import os, platform, re, shutil, stat, subprocess, sys
 from importlib import metadata
 from pathlib import Path
 import torch
@@ -12,13 +12,14 @@ from packaging.requirements import Requirement
 import mix_research
 from . import data
 from .compiled import cpp_compiler
-from .jobs import failure_line
-from .record import BadRecord, Record
-from .store import claimed, run_files
+from .files import held, opened, try_lock
+from .listing import listing, names_in, read_record, reason, shown
+from .record import BadRecord
+from .store import ENDS, LOCK, claimed
 
 # %% auto #0
-__all__ = ['check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'read_records', 'check_records',
-           'examine']
+__all__ = ['NETWORK', 'check_packages', 'check_device', 'check_kernel', 'check_data', 'check_disk', 'check_network',
+           'read_records', 'check_records', 'examine']
 
 # %% ../nbs/app/02_doctor.ipynb #6c9723ae
 def _requirement(text) -> list[tuple]: # the line about a requirement, if there is something to say
@@ -81,69 +82,145 @@ def check_data(
 ) -> list[tuple]: # (verdict, what, text)
     "Which data sets are at hand; none is loaded."
     root, debian = data.data_root(root), data.DEBIAN_FASHION_MNIST
-    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
-    found = ("ok" if there else "note", "data", f"{root}: {', '.join(there) or 'nothing'}")
+    try: there = sorted(map(shown, os.listdir(root))) if os.path.lexists(root) else []
+    except OSError as e: found = ("FAIL", "data", f"{shown(root)} cannot be read: {reason(e)}")
+    else: found = ("ok" if there else "note", "data", f"{shown(root)}: {', '.join(there) or 'nothing'}")
     if debian.exists(): return [found, ("ok", "Fashion-MNIST", f"{debian}: there")]
     return [found, ("note", "Fashion-MNIST", f"{debian}: not installed (Debian: dataset-fashion-mnist)")]
 
 # %% ../nbs/app/02_doctor.ipynb #ef0eb617
-def _writable(folder): # None, or why it is not
-    try:
-        with tempfile.TemporaryFile(dir=folder) as f:
-            f.write(b"x")
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e: return e.strerror or str(e)
+def _nearest(folder): # what is there of a path
+    return next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+
+def _refused(place): # "", or why nothing can be written there
+    if not os.path.isdir(place): return "it is no folder"
+    if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY: return "the disk is mounted read-only"
+    return "" if os.access(place, os.W_OK | os.X_OK) else "you have no right to"
 
 def check_disk(
     folder:str|Path, # where records are to be written
     least:float=1., # GiB
 ) -> list[tuple]: # (verdict, what, text)
-    "Can it be written to, and is there room?"
-    folder = Path(folder).absolute()
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    refused = _writable(place)
-    if refused: return [("FAIL", "disk", f"{place} cannot be written: {refused}")]
+    "Could it be written to, and is there room?"
+    place = _nearest(Path(folder).absolute())
+    refused = _refused(place)
+    if refused:
+        only_read = place == Path(folder).absolute() and place.is_dir()
+        return [("note" if only_read else "FAIL", "disk", f"{shown(place)} cannot be written: {refused}")]
     free = shutil.disk_usage(place).free / 2**30
-    if free >= least: return [("ok", "disk", f"{place}: {free:.1f} GiB free")]
+    if free >= least: return [("ok", "disk", f"{shown(place)}: {free:.1f} GiB free")]
     need = f"a network and its checkpoint take up to .4 GiB, wanted: {least:g}"
-    return [("FAIL", "disk", f"{place}: {free:.1f} GiB free; {need}")]
+    return [("FAIL", "disk", f"{shown(place)}: {free:.1f} GiB free; {need}")]
+
+# %% ../nbs/app/02_doctor.ipynb #8e4b7a19
+NETWORK = "nfs nfs4 cifs smb3 smbfs lustre ceph afs 9p virtiofs gpfs beegfs pvfs2 ocfs2 gfs2 glusterfs acfs".split()
+
+def _mounted(path, mounts) -> tuple: # place and kind of the disk that a path is on, by what the system says of all
+    found = Path("/"), ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        place = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4]))
+        if path.is_relative_to(place) and len(place.parts) >= len(found[0].parts): found = place, after.split()[0]
+    return found
+
+def _over_network(kind) -> bool: return kind in NETWORK or kind.startswith("fuse.")
+
+# %% ../nbs/app/02_doctor.ipynb #8e4b7a22
+def _claims(folder) -> list[tuple]: # lines about what protects where there are no locks
+    by_hand = "if the command that made it was killed, remove it by hand"
+    names = [name for name in names_in(folder, ENDS["claim"], LOCK)]
+    return [("note", "claim", f"{shown(Path(folder, name))}: {by_hand}") for name in names]
+
+def _sharing(folder, kind) -> list[tuple]: # lines about a folder on a network's disk
+    place = shown(folder)
+    try:
+        with opened(folder) as handle: locks = try_lock(handle, shared=True) is not None
+    except OSError as e: return [("note", "network", f"{place}: on {kind}; whether locks work there is unknown: {reason(e)}")]
+    if locks: return [("ok", "network", f"{place}: on {kind}; locks work there")]
+    instead = "claims are files there, which one command alone can make, and which a killed one leaves"
+    return [("note", "network", f"{place}: on {kind}, without locks; {instead}"), *_claims(folder)]
+
+def check_network(
+    folder:str|Path, # where records are, or are to be written
+) -> list[tuple]: # (verdict, what, text)
+    "If the records lie on a disk that several machines may see: do locks work there, and what does without? (Linux)"
+    try: mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError: return []
+    place = _nearest(Path(folder).resolve())
+    _, kind = _mounted(place, mounts)
+    return _sharing(place, kind) if _over_network(kind) else []
 
 # %% ../nbs/app/02_doctor.ipynb #f7b8a491
 def read_records(
     folder:str|Path, # of records
 ): # of (path, its `Record`, "") or (path, None, why it is not used), by name
-    "Every record in a folder, and what passes itself off as one."
-    for path in run_files(folder, "record"):
-        try: yield path, Record.from_json(path.read_text()), ""
-        except (BadRecord, UnicodeDecodeError, OSError) as e: yield path, None, str(e)
+    "Every record in a folder, and what passes itself off as one. Errors: `ValueError` if the folder cannot be read."
+    for path in (Path(folder, name) for name in names_in(folder, ENDS["record"])):
+        try: yield path, read_record(path), ""
+        except (BadRecord, UnicodeDecodeError, OSError) as e: yield path, None, reason(e)
 
 # %% ../nbs/app/02_doctor.ipynb #e0247495
-def _beside(folder) -> list[tuple]: # lines about files beside the records
-    aside = [("note", "record", f"{p}: was not whole, and was set aside") for p in run_files(folder, "aside")]
-    running, left = "being trained", "unfinished; the command that began it goes on from here"
-    checkpoints = {p: running if claimed(p) else left for p in run_files(folder, "checkpoint")}
-    return aside + [("note", "checkpoint", f"{path}: {state}") for path, state in checkpoints.items()]
+def _aside(folder) -> list[tuple]: # lines about what was set aside
+    names = [name for name in names_in(folder) if Path(name).match(f"*{ENDS['aside']}")]
+    return [("note", "record", f"{shown(Path(folder, name))}: was set aside; it is not used") for name in names]
+
+def _checkpoints(folder) -> list[tuple]: # lines about runs that have not ended
+    lines = []
+    for path in (Path(folder, name) for name in names_in(folder, ENDS["checkpoint"])):
+        if not os.path.isfile(path): continue # see below
+        running, left = "being trained", "unfinished; the command that began it goes on from here"
+        lines.append(("note", "checkpoint", f"{shown(path)}: {running if claimed(path) else left}"))
+    return lines
+
+# %% ../nbs/app/02_doctor.ipynb #91c7e5d1
+def _is_file(path) -> bool: # or not there any more
+    try: return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError: return not os.path.lexists(path)
+
+def _in_the_way(folder) -> list[tuple]: # lines about names of files that are none
+    ends = [ENDS[kind] for kind in ("log", "checkpoint", "claim")]
+    odd = [path for path in (Path(folder, name) for name in names_in(folder, *ends)) if not _is_file(path)]
+    return [("FAIL", "file", f"{shown(path)}: not a plain file, and in the way of its run") for path in odd]
+
+# %% ../nbs/app/02_doctor.ipynb #91c7e5d3
+def _left_over(folder, keys) -> list[tuple]: # lines about files of no use; `keys`: of the runs that have a record
+    weights, lines = Path(folder, "weights"), []
+    for path in (weights / name for name in names_in(weights, ".pt")):
+        if path.stem in keys or claimed(Path(folder, path.name)): continue
+        lines.append(("note", "weights", f"{shown(path)}: a network without a record; it is not used"))
+    for path in (place / name for place in (Path(folder), weights) for name in names_in(place)):
+        part = re.fullmatch(r"\.([0-9a-f]{16})\..+", path.name)
+        if not part or claimed(Path(folder, f"{part[1]}{ENDS['claim']}")) or held(path): continue
+        lines.append(("note", "file", f"{shown(path)}: half written by a command that was killed; it is not used"))
+    return lines
+
+# %% ../nbs/app/02_doctor.ipynb #91c7e5d5
+def _judged(folder, e) -> list[tuple]: # the line about an entry, if there is something to say
+    path = shown(Path(folder, e.name))
+    if e.damaged: return [("FAIL", "record", f"{path}: {e.why}; it is not used")]
+    if e.why: return [("note", "record", f"{path}: {e.why}; it is left alone")]
+    return [("note", "record", shown(e.failure))] if e.failure else []
 
 def check_records(
     folder:str|Path, # of records
+    watched:bool=False, # see `listing.listing`
 ) -> list[tuple]: # (verdict, what, text)
-    "Whole, failed, damaged and unfinished ones, and what was set aside."
-    folder, lines, count = Path(folder), [], {"ok": 0, "failed": 0}
-    for path, record, why in read_records(folder):
-        if record is None:
-            lines.append(("FAIL", "record", f"{path}: {why}; it is not used"))
-            continue
-        count[record.status] += 1
-        if record.status == "failed": lines.append(("note", "record", failure_line(record)))
-    whole = ("ok", "records", f"{folder}: {count['ok']} successful, {count['failed']} failed")
-    return [whole, *lines, *_beside(folder)]
+    "Whole, failed, damaged and unfinished ones, what was set aside, and what is in the way or of no use."
+    try:
+        entries = listing(folder, watched=watched)
+        beside = [*_aside(folder), *_checkpoints(folder), *_in_the_way(folder)]
+        beside += _left_over(folder, {e.key for e in entries if not e.why})
+    except ValueError as e: return [("FAIL", "records", str(e))]
+    status = [e.status for e in entries if not e.why]
+    whole = f"{shown(folder)}: {status.count('ok')} successful, {status.count('failed')} failed"
+    return [("ok", "records", whole), *(line for e in entries for line in _judged(folder, e)), *beside]
 
 # %% ../nbs/app/02_doctor.ipynb #1d8a51d6
 def examine(
     folder:str|Path, # where records are, or are to be written
     root:str|Path|None=None, # folder of all data sets; see `data.data_root`
+    watched:bool=False, # see `listing.listing`
 ) -> list[tuple]: # (verdict, what, text)
     "All checks."
-    machine = [*check_packages(), *check_device(), *check_kernel()]
-    return [*machine, *check_data(root), *check_disk(folder), *check_records(folder)]
+    machine = [*check_packages(), *check_device(), *check_kernel(), *check_data(root)]
+    return [*machine, *check_disk(folder), *check_network(folder), *check_records(folder, watched)]
