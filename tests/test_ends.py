@@ -41,8 +41,8 @@ def train_for(project, epochs):
 
 def environ(project, **more):
     own = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
-    runtime = dict(TMPDIR=str(project / "tmp"), JUPYTER_RUNTIME_DIR=str(project / "runtime"))
-    return own | dict(OMP_NUM_THREADS="1") | runtime | more
+    folders = dict(TMPDIR="tmp", JUPYTER_RUNTIME_DIR="runtime", TORCHINDUCTOR_CACHE_DIR="cache")
+    return own | dict(OMP_NUM_THREADS="1") | {name: str(project / f) for name, f in folders.items()} | more
 
 
 def start(project, *argv, launcher=("mix-research",)):
@@ -254,7 +254,7 @@ def test_plain_signs(project, how):
     code, out, err = shell(project, "show randomix/table_1", **how)
     text = out.decode(encoding)
     assert (code, err) == (0, "") and "^ and v mark what is higher" in text
-    assert ("95.1 ±" if encoding == "latin-1" else "+-") in text.replace("97", "95.1") or "±".encode(encoding) in out
+    assert ("±" if encoding == "latin-1" else "+-") in text
     for line in ("list", "doctor", "--help"):
         code, out, err = shell(project, line, **how)
         assert (code, err) == (0, "") and out.decode(encoding)
