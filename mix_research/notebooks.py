@@ -71,7 +71,7 @@ def _executed(source, target, parameters, folder): # `run_notebook` with a kerne
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     cwd = target.parent if PACKAGE in source.parents else source.parent
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL) # an error is raised as well
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=folder) as own:
         warnings.simplefilter("ignore")
         how = dict(kernel_manager_class=_kernel(own), config=Config(_channels(own)), kernel_name="python3")
