@@ -7,12 +7,11 @@ __all__ = ['show_table', 'cmd_list', 'show_plan', 'cmd_reproduce', 'cmd_show', '
            'cmd_new_method', 'main']
 
 # %% ../nbs/app/04_cli.ipynb #3f56fd07
-import argparse, math, os, re, shutil, statistics, sys
+import argparse, codecs, io, math, os, re, shutil, signal, statistics, sys, time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
-from fastcore.docments import docments, empty
 import mix_research
 from .checks import check_choice, moved
 
@@ -66,7 +65,8 @@ def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) 
 
 # %% ../nbs/app/04_cli.ipynb #398b8411
 def _width(markdown) -> int|None: # columns of the terminal; None: there is none, or Markdown is asked for
-    return None if markdown or not sys.stdout.isatty() else shutil.get_terminal_size().columns
+    terminal = sys.stdout and sys.stdout.isatty() # a program without a console has no output
+    return shutil.get_terminal_size().columns if terminal and not markdown else None
 
 def show_table(
     s, # a `Study`
@@ -316,7 +316,7 @@ def cmd_new_method(
     return 0
 
 # %% ../nbs/app/04_cli.ipynb #d96024ab
-def _add(parser, name, argument): # one of a command's to its parser
+def _add(parser, name, argument, empty): # one of a command's to its parser; `empty`: without a default
     keywords = {}
     for more in getattr(argument.anno, "__metadata__", ()): keywords |= more
     if argument.docment: keywords["help"] = argument.docment
@@ -326,6 +326,7 @@ def _add(parser, name, argument): # one of a command's to its parser
     parser.add_argument(name if by_place else f"--{name.replace('_', '-')}", **keywords)
 
 def _parser() -> argparse.ArgumentParser:
+    from fastcore.docments import docments, empty
     about = "Tables and figures of mixed-sample augmentation papers, reproduced."
     parser = argparse.ArgumentParser(prog="mix-research", description=about)
     parser.add_argument("--version", action="version", version=f"mix-research {mix_research.__version__}")
@@ -334,23 +335,102 @@ def _parser() -> argparse.ArgumentParser:
         name = run.__name__.removeprefix("cmd_").replace("_", "-")
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
-        for argument in docments(run, full=True, returns=False).items(): _add(command, *argument)
+        for argument in docments(run, full=True, returns=False).items(): _add(command, *argument, empty)
     return parser
 
+# %% ../nbs/app/04_cli.ipynb #9681edc2
+class _Ending:
+    "A handler of the signals that end a command."
+    patience = 10 # seconds that the end may take
+    def __init__(self): self.name, self.since = "", -math.inf # of the last signal that was obeyed
+
+    def listen(self):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"): # not every system has all
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) != signal.SIG_IGN: signal.signal(number, self)
+
+    def __call__(self, number, frame):
+        if time.monotonic() < self.since + self.patience: return
+        self.name, self.since = signal.Signals(number).name, time.monotonic()
+        if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise KeyboardInterrupt(self.name)
+
+    def over(self): self.since = math.inf # nothing is left to be interrupted
+
+# %% ../nbs/app/04_cli.ipynb #1ae6ae6c
+_PLAIN = {"±": "+-", "▲": "^", "▼": "v", "–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "…": "...", "→": "->", "≥": ">=",
+          "≤": "<=", "’": "'", "‘": "'", "“": '"', "”": '"', "█": "#"}
+
+def _plain(error): # a codec's way with what it cannot write
+    signs = error.object[error.start:error.end]
+    return "".join(_PLAIN.get(s) or s.encode("ascii", "backslashreplace").decode() for s in signs), error.end
+
+codecs.register_error("mix_research.plain", _plain)
+
+class _Stream(io.TextIOWrapper):
+    "A text stream that never fails."
+    lost = None # the first error
+    def write(self, text): return self._try(super().write, text) or len(text)
+    def flush(self): self._try(super().flush)
+
+    def _try(self, do, *args):
+        if self.lost: return
+        try: return do(*args)
+        except OSError as e: self.lost = e
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno()) # takes what is still to be written, by whomever
+        os.close(null)
+
+# %% ../nbs/app/04_cli.ipynb #e90a561f
+def _open_streams(): # what the command prints goes to such streams from now on
+    number = os.open(os.devnull, os.O_RDONLY)
+    while number <= 2: # of a stream that was closed
+        os.set_inheritable(number, True)
+        number = os.open(os.devnull, os.O_RDONLY)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        how = dict(line_buffering=old.line_buffering, write_through=old.write_through) if old else {}
+        buffer, encoding = (old.buffer, old.encoding) if old else (open(os.devnull, "rb"), "utf-8")
+        setattr(sys, name, _Stream(buffer, encoding, "mix_research.plain", **how))
+
+def _last_words(code) -> int: # exit code, once all is written; who reads no further knows, others are told
+    sys.stdout.flush()
+    lost = sys.stdout.lost
+    if lost and not isinstance(lost, BrokenPipeError):
+        print(f"mix-research: standard output: {lost.strerror or 'closed'}", file=sys.stderr)
+    sys.stderr.flush()
+    broken = 128 + 13 # as of a process that SIGPIPE ends
+    return code or (broken if isinstance(lost, BrokenPipeError) else int(bool(lost)))
+
 # %% ../nbs/app/04_cli.ipynb #04ce1582
-def main(
-    argv:list|None=None, # arguments; the command line's if not given
-) -> int: # exit code: 0 fine, 1 a run failed, 2 bad input
-    "The command `mix-research`."
-    given = vars(_parser().parse_args(argv))
-    run, _ = given.pop("run"), given.pop("command")
-    try: return run(**given)
+def _run(argv) -> int: # exit code
+    try:
+        given = vars(_parser().parse_args(argv))
+        run, _ = given.pop("run"), given.pop("command")
+        return run(**given)
+    except SystemExit as e: return e.code # of the parser, which has said why
     except (ValueError, TypeError, FileNotFoundError) as e:
         print(f"mix-research: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+
+def main(
+    argv:list|None=None, # arguments; the command line's if not given
+) -> int: # exit code: 0 fine, 1 a run failed or output was lost, 2 bad input, 128 + the number of the signal that ended it
+    "The command `mix-research`."
+    ending, code = _Ending(), 0
+    try:
+        if argv is None:
+            ending.listen()
+            _open_streams()
+        code = _run(argv)
+        ending.over()
+    except BaseException as e:
+        if not ending.name and not isinstance(e, KeyboardInterrupt): raise
+        ending.over()
         kept = "finished runs and checkpoints are kept, and the same command goes on from there"
         print(f"mix-research: interrupted; {kept}", file=sys.stderr)
-        return 130
+        code = 128 + signal.Signals[ending.name or "SIGINT"]
+    return _last_words(code) if argv is None else code
 
 if __name__ == "__main__" and __package__: sys.exit(main()) # python -m mix_research.cli; a notebook has no package

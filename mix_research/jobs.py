@@ -4,12 +4,12 @@
 
 # %% ../nbs/runs/19_jobs.ipynb #6b49aed6
 from __future__ import annotations
-import contextlib, multiprocessing, os, queue, signal, tempfile, threading, time
+import _thread, contextlib, io, multiprocessing, os, queue, signal, tempfile, threading, time
 from collections import deque
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import connection, resource_tracker
 import torch
 from fastcore.basics import patch
 from tqdm import tqdm
@@ -152,14 +152,19 @@ def finish(
     with threads(task.threads): return attended(task, here, parallel)
 
 # %% ../nbs/runs/19_jobs.ipynb #24c99479
+_PATIENCE = 10 # seconds that a process has to end in order
+
 def _begin(n, alive):
     "What a new process does first; `n`: how many there are, `alive`: its end of the pipe."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # for `_end_with` alone, see `_deaf`
     if torch.cuda.is_available(): torch.cuda.set_per_process_memory_fraction(1 / n) # so that none starves another
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 
 def _end_with(alive):
     alive.poll(None)
+    _thread.interrupt_main(signal.SIGTERM)
+    time.sleep(_PATIENCE)
     os._exit(1)
 
 @contextlib.contextmanager
@@ -172,6 +177,37 @@ def _threads(n):
         if before is None: del os.environ["OMP_NUM_THREADS"]
         else: os.environ["OMP_NUM_THREADS"] = before
 
+# %% ../nbs/runs/19_jobs.ipynb #9c0995ce
+@contextlib.contextmanager
+def _deaf():
+    "What is started meanwhile never gets a signal that asks it to end; this thread gets it later."
+    if not hasattr(signal, "pthread_sigmask"): # no signals but Ctrl-C
+        yield
+        return
+    ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+# %% ../nbs/runs/19_jobs.ipynb #d637c799
+def _serve(n, alive, pipe):
+    "All that a process does."
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
+        try:
+            _begin(n, alive)
+            while alive not in connection.wait([pipe, alive]): pipe.send(_answer(pipe.recv()))
+        finally: signal.signal(signal.SIGTERM, signal.SIG_IGN) # it ends already
+
+def _answer(task):
+    "The record of a task, or why there is none; what was printed."
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try: record = finish(task)
+        except Exception as e: record = f"{type(e).__name__}: {e}"
+    return record, said.getvalue()
+
 # %% ../nbs/runs/19_jobs.ipynb #8656f618
 class Processes:
     "A context with processes for several runs side by side; call it from as many threads."
@@ -183,19 +219,29 @@ class Processes:
         self.context, self.stack = multiprocessing.get_context("spawn"), contextlib.ExitStack()
         self.stack.enter_context(_threads(max(1, (os.cpu_count() or 1) // self.n)))
         self.alive, self.hold = self.context.Pipe(duplex=False)
-        self.idle, self.closed = queue.SimpleQueue(), False
-        for _ in range(self.n): self.idle.put(self._new())
+        self.idle, self.started, self.closed = queue.SimpleQueue(), [], False
+        for _ in range(self.n): self.idle.put(None)
         return self
 
-    def _new(self): return ProcessPoolExecutor(1, self.context, _begin, (self.n, self.alive))
+    def _new(self):
+        "Our end of a pipe to a new process."
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(self.n, self.alive, theirs))
+        with _deaf(): process.start()
+        theirs.close()
+        self.started.append(process)
+        return ours
 
     def stop(self):
-        "Ends all processes, in the middle of whatever they do."
+        "Ends all processes: trainings are interrupted, what they write is completed; after some seconds they are killed."
         self.closed = True
         self.hold.close()
+        last = time.monotonic() + 2 * _PATIENCE # one that is just starting hears of it late
+        for process in self.started:
+            process.join(max(0, last - time.monotonic()))
+            process.kill()
 
-    def __exit__(self, kind, *error):
-        while kind is None and not self.idle.empty(): self.idle.get().shutdown() # they leave in order
+    def __exit__(self, *error):
         self.stop()
         self.stack.close()
 
@@ -203,17 +249,22 @@ class Processes:
 @patch
 def __call__(self:Processes, task:Task) -> Record:
     "`finish` in a process that is free."
-    pool = self.idle.get()
+    pipe = self.idle.get()
     try:
         for _ in range(2):
-            try: return pool.submit(finish, task).result()
-            except BrokenProcessPool:
+            pipe = pipe or self._new()
+            try:
+                pipe.send(task)
+                record, said = pipe.recv()
+            except (EOFError, OSError): # it is gone
                 if self.closed: raise KeyboardInterrupt from None
-                pool.shutdown(wait=False)
-                pool = self._new()
+                pipe = None
+                continue
+            if said: tqdm.write(said, end="")
+            return record if isinstance(record, Record) else failure(task, record)
         killed = "its process was killed twice, perhaps for want of memory"
         return failure(task, f"{killed}; fewer jobs or a smaller batch_size need less")
-    finally: self.idle.put(pool)
+    finally: self.idle.put(pipe)
 
 # %% ../nbs/runs/19_jobs.ipynb #d737438c
 _one_at_a_time = threading.Lock()

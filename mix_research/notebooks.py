@@ -4,9 +4,11 @@
 
 # %% ../nbs/app/01_notebooks.ipynb #0a4a5590
 from __future__ import annotations
-import base64, logging, os, tempfile, warnings
+import base64, logging, os, shutil, subprocess, tempfile, warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 from tqdm import tqdm
 from .store import PACKAGE, write_atomic
 from .study import Study
@@ -16,42 +18,75 @@ __all__ = ['run_notebook', 'execute', 'execute_all', 'export']
 
 # %% ../nbs/app/01_notebooks.ipynb #f5248589
 def _channels(folder): # settings of a kernel's manager: its sockets lie in this folder, where they can
-    at = os.path.join(folder, "kernel")
-    if os.name != "posix" or len(at) >= 100: return {}
-    return dict(KernelManager=dict(transport="ipc", ip=at))
+    at, file = os.path.join(folder, "kernel"), os.path.join(folder, "kernel.json")
+    if os.name != "posix" or len(at) >= 100: return dict(KernelManager=dict(connection_file=file))
+    return dict(KernelManager=dict(transport="ipc", ip=at, connection_file=file))
+
+# %% ../nbs/app/01_notebooks.ipynb #f49d0182
+_WATCH = '''
+umask 077
+mkdir "$0" && echo made && read _
+for kernel in "$0"/*/pid; do kill -KILL "-$(cat "$kernel")"; done
+rm -rf "$0"
+'''
+_SH = shutil.which("sh") if os.name == "posix" else None
+
+@contextmanager
+def _kernels():
+    "A folder for the files of kernels. With the context, or this process, it goes, and they end."
+    if not _SH:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder: yield folder
+        return
+    folder, pipe = os.path.join(tempfile.gettempdir(), f"mix-research-{uuid4().hex[:12]}"), subprocess.PIPE
+    how = dict(stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
+    watcher = subprocess.Popen([_SH, "-c", _WATCH, folder], **how)
+    try:
+        if not watcher.stdout.readline(): raise FileNotFoundError(f"no folder could be made in {tempfile.gettempdir()}")
+        yield folder
+    finally:
+        watcher.stdin.close()
+        watcher.wait()
+        watcher.stdout.close()
 
 # %% ../nbs/app/01_notebooks.ipynb #c4104cd6
-def _kernel(said): # the class of a manager whose kernel writes its own messages into the file `said`
+def _kernel(folder): # the class of a manager whose kernel leaves its number and its own messages in this folder
     from jupyter_client import AsyncKernelManager
     class Kernel(AsyncKernelManager):
+        def format_kernel_cmd(self, *args, **kw):
+            command = super().format_kernel_cmd(*args, **kw)
+            return [_SH, "-c", 'echo $$ > "$0" && exec "$@"', f"{folder}/pid", *command] if _SH else command
+
         async def start_kernel(self, **kw):
-            with open(said, "ab") as file: await super().start_kernel(**kw, stdout=file, stderr=file)
+            with open(f"{folder}/said", "ab") as file: await super().start_kernel(**kw, stdout=file, stderr=file)
     return Kernel
 
-def _last_words(said): # the end of that file, on one line
-    return " ".join(said.read_text(errors="replace").split())[-300:]
+def _last_words(folder): # the end of those messages, on one line
+    return " ".join(Path(folder, "said").read_text(errors="replace").split())[-300:]
 
 # %% ../nbs/app/01_notebooks.ipynb #0c824cba
-def run_notebook(
-    source:str|Path, # the notebook
-    target:str|Path, # where the executed one is written, with the folders that it needs
-    parameters:dict, # name -> value, instead of those in the cell that is tagged `parameters`
-) -> Path: # `target`
-    "Executes a notebook. Errors: papermill's where a cell stops, `DeadKernelError` where the kernel dies."
+def _executed(source, target, parameters, folder): # `run_notebook` with a kernel that has its files in this folder
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     cwd = target.parent if PACKAGE in source.parents else source.parent
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    logging.getLogger("papermill").setLevel(logging.CRITICAL) # an error is raised as well
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=folder) as own:
         warnings.simplefilter("ignore")
-        said = Path(folder, "said")
-        how = dict(kernel_manager_class=_kernel(said), config=Config(_channels(folder)), kernel_name="python3")
+        how = dict(kernel_manager_class=_kernel(own), config=Config(_channels(own)), kernel_name="python3")
         try: papermill.execute_notebook(source, target, parameters, cwd=cwd, progress_bar=False, **how)
-        except DeadKernelError as e: raise DeadKernelError(_last_words(said)) from e
+        except DeadKernelError as e: raise DeadKernelError(_last_words(own)) from e
     return target
+
+def run_notebook(
+    source:str|Path, # the notebook
+    target:str|Path, # where the executed one is written, with the folders that it needs
+    parameters:dict, # name -> value, instead of those in the cell that is tagged `parameters`
+) -> Path: # `target`
+    "Executes a notebook. Errors: papermill's where a cell stops, `DeadKernelError` where the kernel dies."
+    with ThreadPoolExecutor(1) as thread, _kernels() as folder:
+        return thread.submit(_executed, source, target, parameters, folder).result()
 
 # %% ../nbs/app/01_notebooks.ipynb #683196d3
 def _asked(source): # names in a notebook's parameters cell
@@ -60,24 +95,27 @@ def _asked(source): # names in a notebook's parameters cell
     cell = next(c for c in cells if "parameters" in c.metadata.get("tags", []))
     return {line.split(":")[0].strip() for line in cell.source.splitlines()}
 
+def _order(s, out, train): # what `run_notebook` is given for an artefact
+    source, target = s.folder / f"{s.artefact}.ipynb", Path(out) / s.folder.name / f"{s.artefact}.ipynb"
+    if not source.exists(): raise FileNotFoundError(f"{s.name}: no notebook {source}")
+    given = dict(preset=s.preset, seeds=s.seeds, methods=s.methods, train=train)
+    given |= dict(data=str(s.data_path or ""), records=str(s.store.folders[0].resolve()))
+    names = _asked(source)
+    return source, target, {name: value for name, value in given.items() if name in names}
+
 def execute(
     s:Study, # the artefact
     out:str|Path, # folder of executed notebooks; a folder for each paper is made in it
     train:bool, # may the notebook train?
 ) -> Path: # the executed notebook
     "Executes an artefact's notebook with the study's preset, seeds, methods, data and records."
-    source, target = s.folder / f"{s.artefact}.ipynb", Path(out) / s.folder.name / f"{s.artefact}.ipynb"
-    if not source.exists(): raise FileNotFoundError(f"{s.name}: no notebook {source}")
-    given = dict(preset=s.preset, seeds=s.seeds, methods=s.methods, train=train)
-    given |= dict(data=str(s.data_path or ""), records=str(s.store.folders[0].resolve()))
-    names = _asked(source)
-    return run_notebook(source, target, {name: value for name, value in given.items() if name in names})
+    return run_notebook(*_order(s, out, train))
 
 # %% ../nbs/app/01_notebooks.ipynb #b2b66e6e
-def _attempt(s, out): # the executed notebook of a study, or a line that says what went wrong
+def _attempt(s, out, folder): # the executed notebook of a study, or a line that says what went wrong
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    try: return execute(s, out, train=False)
+    try: return _executed(*_order(s, out, train=False), folder)
     except PapermillExecutionError as e: return f"{s.name}: its notebook stopped with {e.ename}: {e.evalue}"
     except DeadKernelError as e:
         said = f"; it said: {e}" if str(e) else ""
@@ -88,8 +126,8 @@ def execute_all(
     out:str|Path, # folder of executed notebooks
 ) -> tuple[dict, list]: # study -> its executed notebook; a line for each that stopped
     "Executes the notebooks of several studies without training, one per core at a time."
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        ended = pool.map(lambda s: _attempt(s, out), studies)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, _kernels() as folder:
+        ended = pool.map(lambda s: _attempt(s, out, folder), studies)
         done = list(tqdm(ended, total=len(studies), unit="notebook", disable=len(studies) < 2))
     paths = {s: path for s, path in zip(studies, done) if isinstance(path, Path)}
     return paths, [line for line in done if isinstance(line, str)]
