@@ -247,7 +247,7 @@ class Processes:
 
 # %% ../nbs/runs/19_jobs.ipynb #7dc8e676
 @patch
-def __call__(self:Processes, task:Task) -> Record:
+def __call__(self:Processes, task:Task) -> Record|None:
     "`finish` in a process that is free."
     pipe = self.idle.get()
     try:
@@ -261,7 +261,7 @@ def __call__(self:Processes, task:Task) -> Record:
                 pipe = None
                 continue
             if said: tqdm.write(said, end="")
-            return record if isinstance(record, Record) else failure(task, record)
+            return failure(task, record) if isinstance(record, str) else record
         killed = "its process was killed twice, perhaps for want of memory"
         return failure(task, f"{killed}; fewer jobs or a smaller batch_size need less")
     finally: self.idle.put(pipe)
