@@ -146,7 +146,7 @@ def check_network(
     "If the records lie on a disk that several machines may see: do locks work there, and what does without? (Linux)"
     try: mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     except OSError: return []
-    place = _nearest(Path(folder).resolve())
+    place = _nearest(Path(os.path.realpath(folder)))
     _, kind = _mounted(place, mounts)
     return _sharing(place, kind) if _over_network(kind) else []
 
