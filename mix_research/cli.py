@@ -352,7 +352,7 @@ class _Ending:
     def __call__(self, number, frame):
         if time.monotonic() < self.since + self.patience: return
         self.name, self.since = signal.Signals(number).name, time.monotonic()
-        if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt(self.name)
 
     def over(self): self.since = math.inf # nothing is left to be interrupted
@@ -410,7 +410,7 @@ def _run(argv) -> int: # exit code
         run, _ = given.pop("run"), given.pop("command")
         return run(**given)
     except SystemExit as e: return e.code # of the parser, which has said why
-    except (ValueError, TypeError, FileNotFoundError) as e:
+    except (ValueError, TypeError, OSError) as e:
         print(f"mix-research: {e}", file=sys.stderr)
         return 2
 

@@ -158,7 +158,7 @@ def test_while_it_starts(project, argv):
         command = start(project, *argv, launcher=launcher)
         until(lambda: catches(command.pid, signal.SIGHUP))
         time.sleep(seconds)
-        for number in (signal.SIGTERM, signal.SIGINT): command.send_signal(number)
+        for _ in range(2): command.send_signal(signal.SIGTERM)
         assert len(last_line(command, signal.SIGTERM)) == 1
     check_nothing_stays(project, shared_memory())
 
@@ -190,6 +190,35 @@ def test_random_moments(project):
         print(i, which[0], number.name, group, command.returncode, err[-300:])
         assert command.returncode in (0, -number, 128 + number), err
         check_nothing_stays(project, shared)
+
+
+LOADING = """
+import time, torch
+from torch.utils.data import DataLoader
+from mix_research import cli
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 10**6
+    def __getitem__(self, i): return time.sleep(.001) or torch.zeros(1)
+def load(argv):
+    try:
+        for i, _ in enumerate(DataLoader(Slow(), 8, num_workers=2)):
+            if not i: print("loading", flush=True)
+    finally:
+        end = time.monotonic() + 1
+        while time.monotonic() < end: pass  # what is put in order in the end, in Python
+        print("in order", flush=True)
+cli._run = load
+raise SystemExit(cli.main())
+"""
+
+
+def test_workers_of_a_loader_die_of_the_same_signal(project):
+    """PyTorch raises an error for them, which would break off what is put in order, and make a failure of it."""
+    command = start(project, "-c", LOADING, launcher=(sys.executable,))
+    assert command.stdout.readline() == "loading\n"
+    os.killpg(command.pid, signal.SIGTERM)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, out, err.count("\n")) == (143, "in order\n", 1), err
 
 
 # --- an output that takes nothing more
