@@ -220,20 +220,20 @@ def _check_weights(content, expected):
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found = weights_hash(SimpleNamespace(state_dict=lambda: state)) # no network is built: that takes the data
-    except Exception as e: raise ValueError(f"no file of weights ({type(e).__name__})") from e # as for `load_weights`
-    if found != expected: raise ValueError(f"weights with the hash {found} and a record of those with {expected}")
+    except Exception as e: raise ValueError(f"returned no file of weights ({type(e).__name__})") from e # as for `load_weights`
+    if found != expected: raise ValueError(f"returned weights with the hash {found} and a record of those with {expected}")
 
 def _checked(task, returned):
     "Record and weights that a worker returned. Errors: `ValueError` that says what it returned in their place."
-    if not isinstance(returned, tuple) or len(returned) != 2: raise ValueError(f"a {type(returned).__name__}")
+    if not isinstance(returned, tuple) or len(returned) != 2: raise ValueError(f"returned a {type(returned).__name__}")
     text, weights = returned
     try: record = Record.from_json(text)
-    except Exception as e: raise ValueError(f"no record: {e}") from e
-    if record.run != task.run: raise ValueError(f"the record of another run, {record.run.key}")
+    except Exception as e: raise ValueError(f"returned no record: {e}") from e
+    if record.run != task.run: raise ValueError(f"returned the record of another run, {record.run.key}")
     if record.status != "ok": return replace(record, error=_line(record.error)), None
     epochs = [row["epoch"] for row in record.history]
-    if epochs != list(range(1, task.run.epochs + 1)): raise ValueError(f"{len(epochs)} epochs of {task.run.epochs}")
-    if not task.done(record): raise ValueError("a record without an evaluation that is wanted")
+    if epochs != list(range(1, task.run.epochs + 1)): raise ValueError(f"returned {len(epochs)} epochs of {task.run.epochs}")
+    if not task.done(record): raise ValueError("returned a record without an evaluation that is wanted")
     if not task.keep_weights: return record, None
     _check_weights(weights, record.metrics.get("weights"))
     return record, weights
@@ -412,7 +412,7 @@ def _on(self:Cluster, worker, function, *args, name="versions", resources=None):
         raise _Left from None
     except Exception as e: error = e # it cannot even be read
     self._check()
-    raise RuntimeError(_line(f"{type(error).__name__}: {error}")) from None
+    raise RuntimeError(_line(f"raised {type(error).__name__}: {error}")) from None
 
 @patch
 def _ask(self:Cluster, worker):
@@ -452,11 +452,10 @@ def _tried(self:Cluster, task, worker):
     except _Left:
         self._say(f"worker {worker.name} has left while it trained {task.run.method} seed {task.run.seed}")
         return None
-    except RuntimeError as e: return failure(task, f"worker {worker.name}: {e}")
-    except ValueError as e:
+    except (RuntimeError, ValueError) as e:
         self._check()
         worker.fits = False
-        return failure(task, _line(f"worker {worker.name} returned {e}; it gets no more runs"))
+        return failure(task, _line(f"worker {worker.name} {e}; it gets no more runs"))
     _keep(task, record, weights)
     return record
 

@@ -22,7 +22,7 @@ import os, pickle
 from dataclasses import replace
 import mix_research.jobs as jobs
 from mix_research.record import sealed, unsealed
-honest, asked = jobs._remotely, []
+jobs.honest = honest = getattr(jobs, "honest", jobs._remotely)  # this may be loaded twice
 
 class Unreadable:
     def __reduce__(self): return int, ("no number",)
@@ -34,19 +34,11 @@ def another_key(*given):
     text, weights = honest(*given)
     return sealed(unsealed(text) | {"key": another(given[0]).run.key}), weights
 def no_record(*given): return "{}", b""
-def nothing(*given): return None
 def unreadable(*given): return Unreadable()
 def full(*given): raise OSError(28, "No space left on device")
-def missing(*given): import a_package_that_is_not_there
-def interrupts(*given): raise KeyboardInterrupt
 def dies(*given): os._exit(1)
 
-def _remotely(*given):
-    asked.append(given)
-    kind = os.environ["FORGERY"]
-    once = kind in ("full", "missing", "unreadable") and len(asked) > 1  # what is no lie may pass
-    return honest(*given) if once else globals()[kind](*given)
-jobs._remotely = _remotely
+jobs._remotely = globals()[os.environ["FORGERY"]]
 """
 
 
@@ -82,8 +74,9 @@ def grid(methods, seeds): return ("reproduce", "randomix/table_1", "--methods", 
 def there(address): return ("--device", "cpu", "--scheduler", address)
 
 
-def check_the_others(project, bad):
-    """All records but the failed ones are those of runs that were trained alone, and lie beside their networks."""
+def check_the_others(project, which, bad):
+    """All records but the failed ones are those of runs that are trained alone, and lie beside their networks."""
+    ended(start(project, *which, "--records", "alone", "--jobs", "1"))
     here, alone = records(project / "cluster"), records(project / "alone")
     good = {key for key, record in here.items() if record.status == "ok"}
     assert here.keys() == alone.keys() and len(here) == len(good) + bad
@@ -92,9 +85,8 @@ def check_the_others(project, bad):
 
 
 def test_one_differs_one_forges_and_one_dies(project, forger):
-    which = grid("baseline,mixup,cutmix,randomix", "0,1,2")
-    train_with(project, epochs=20)
-    alone = start(project, *which, "--records", "alone", "--jobs", "1")
+    which = grid("baseline,cutmix", "0,1,2")
+    train_with(project, epochs=12)
     with dask_scheduler(project) as (_, address, worker):
         argv, env = forger("another_run")
         worker("forger", *argv, **env)
@@ -102,35 +94,33 @@ def test_one_differs_one_forges_and_one_dies(project, forger):
         mortal = worker("mortal")
         present(address, 3)
         command = start(project, *which, "--records", "cluster", *there(address))
-        until(lambda: len(list((project / "cluster").glob("*.json"))) >= 3)
+        until(lambda: len(list((project / "cluster").glob("*.json"))) >= 1)
         worker("late")
         present(address, 4)
         until(lambda: busy(project / "mortal"))
         mortal.kill()
         out = ended(command, code=1)
-    ended(alone)
-    failed, left, refused = said(out)
+    lines = said(out)
+    assert len(lines) == 3, lines
+    failed, left, refused = lines
     assert re.match("failed: .* worker forger returned the record of another run, [0-9a-f]{16}; it gets no more", failed)
     assert re.match("worker mortal has left while it trained ", left)
     assert re.match("worker stranger gets no runs: .*schema 4 and not 3", refused)
-    check_the_others(project, bad=1)
+    check_the_others(project, which, bad=1)
 
 
 WRONG = {
-    "another_network": "returned weights with the hash [0-9a-f]{16} and a record of those with [0-9a-f]{16}; it gets no",
-    "another_key": "returned no record: key '[0-9a-f]{16}' is not that of its run; it gets no",
-    "no_record": "returned no record: .*; it gets no",
-    "nothing": "returned a NoneType; it gets no",
-    "unreadable": "ValueError: invalid literal for int",
-    "full": r"OSError: \[Errno 28\] No space left on device",
-    "missing": "ModuleNotFoundError: No module named 'a_package_that_is_not_there'",
+    "another_network": "returned weights with the hash [0-9a-f]{16} and a record of those with [0-9a-f]{16}",
+    "another_key": "returned no record: key '[0-9a-f]{16}' is not that of its run",
+    "no_record": "returned no record: .*",
+    "unreadable": "raised ValueError: invalid literal for int.*",
+    "full": r"raised OSError: \[Errno 28\] No space left on device",
 }
 
 
 def test_whatever_a_worker_returns_the_others_go_on(project, forger):
-    which = grid("baseline,mixup,cutmix,randomix", "0,1,2,3")
-    train_with(project, epochs=4)
-    alone = start(project, *which, "--records", "alone", "--jobs", "1")
+    which = grid("baseline,cutmix", "0,1,2,3")
+    train_with(project, epochs=2)
     with dask_scheduler(project) as (_, address, worker):
         for kind in WRONG:
             argv, env = forger(kind)
@@ -138,12 +128,11 @@ def test_whatever_a_worker_returns_the_others_go_on(project, forger):
         worker("honest")
         present(address, len(WRONG) + 1)
         out = ended(start(project, *which, "--records", "cluster", *there(address)), code=1)
-    ended(alone)
     lines = said(out)
     assert len(lines) == len(WRONG), lines
     for kind, why in WRONG.items():
-        assert [line for line in lines if re.match(f"failed: .*: worker {kind}:? {why}", line)], (kind, lines)
-    check_the_others(project, bad=len(WRONG))
+        assert [line for line in lines if re.match(f"failed: .*: worker {kind} {why}; it gets no more runs", line)], (kind, lines)
+    check_the_others(project, which, bad=len(WRONG))
 
 
 def test_a_run_that_kills_its_workers(project, forger):
