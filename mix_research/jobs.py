@@ -202,7 +202,7 @@ def _remotely(task, files, stop):
         return record.to_json(), paths[1].read_bytes() if paths[1].exists() else None
 
 # %% ../nbs/runs/19_jobs.ipynb #c1a57e02
-def _line(text): return textwrap.shorten(str(text), 200, placeholder=" ...")
+def _line(text): return textwrap.shorten(str(text), 160, placeholder=" ...")
 
 def _versions():
     "What is the same on a worker that fits."
@@ -220,8 +220,10 @@ def _check_weights(content, expected):
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found = weights_hash(SimpleNamespace(state_dict=lambda: state)) # no network is built: that takes the data
-    except Exception as e: raise ValueError(f"returned no file of weights ({type(e).__name__})") from e # as for `load_weights`
-    if found != expected: raise ValueError(f"returned weights with the hash {found} and a record of those with {expected}")
+    except Exception as e: # whatever torch's unpickler raises
+        raise ValueError(f"returned no file of weights ({type(e).__name__})") from e
+    if found == expected: return
+    raise ValueError(f"returned weights with the hash {found} and a record of those with {expected}")
 
 def _checked(task, returned):
     "Record and weights that a worker returned. Errors: `ValueError` that says what it returned in their place."
@@ -231,8 +233,8 @@ def _checked(task, returned):
     except Exception as e: raise ValueError(f"returned no record: {e}") from e
     if record.run != task.run: raise ValueError(f"returned the record of another run, {record.run.key}")
     if record.status != "ok": return replace(record, error=_line(record.error)), None
-    epochs = [row["epoch"] for row in record.history]
-    if epochs != list(range(1, task.run.epochs + 1)): raise ValueError(f"returned {len(epochs)} epochs of {task.run.epochs}")
+    epochs, n = [row["epoch"] for row in record.history], task.run.epochs
+    if epochs != list(range(1, n + 1)): raise ValueError(f"returned {len(epochs)} epochs in place of 1 to {n}")
     if not task.done(record): raise ValueError("returned a record without an evaluation that is wanted")
     if not task.keep_weights: return record, None
     _check_weights(weights, record.metrics.get("weights"))
@@ -364,8 +366,9 @@ def _check(self:Cluster):
 def _heard(self:Cluster, event):
     "Passes an event on, if it is one of a run that is being trained."
     _, news = event
-    if not isinstance(news, dict) or not isinstance(news.get("epoch"), (int, type(None))): return
-    if news.get("event") and news.get("key") in [w.doing for w in list(self.workers.values()) if w.doing]: self.listener(news)
+    doing = [worker.doing for worker in list(self.workers.values()) if worker.doing]
+    if not isinstance(news, dict) or news.get("key") not in doing: return
+    if isinstance(news.get("event"), str) and isinstance(news.get("epoch"), (int, type(None))): self.listener(news)
 
 # %% ../nbs/runs/19_jobs.ipynb #c1a57e0f
 @patch
