@@ -232,7 +232,7 @@ def _checked(task, returned):
     try: record = Record.from_json(text)
     except Exception as e: raise ValueError(f"returned no record: {e}") from e
     if record.run != task.run: raise ValueError(f"returned the record of another run, {record.run.key}")
-    if record.status != "ok": return replace(record, error=_line(record.error)), None
+    if record.status != "ok": return replace(record, error=" ".join(record.error.split())), None
     epochs, n = [row["epoch"] for row in record.history], task.run.epochs
     if epochs != list(range(1, n + 1)): raise ValueError(f"returned {len(epochs)} epochs in place of 1 to {n}")
     if not task.done(record): raise ValueError("returned a record without an evaluation that is wanted")
@@ -248,7 +248,7 @@ def _keep(task, record, weights):
     if record.status != "ok":
         if not success: task.store.put(record)
         return
-    if not success or known.metrics["weights"] != record.metrics.get("weights"): path.unlink(missing_ok=True)
+    if not success or known.metrics.get("weights") != record.metrics.get("weights"): path.unlink(missing_ok=True)
     task.store.put(record)
     if weights: write_atomic(path, weights)
 
@@ -313,14 +313,14 @@ class Cluster:
     def stop(self):
         "Ends all runs; a worker looks once per epoch."
         self.stopping = True
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception): # what comes of it must not hide why all ends
             if self.client.status == "running": self.stopped.set()
         self._close()
 
     def _close(self):
         if self.ended.is_set(): return # somebody else is at it
         self.ended.set()
-        with contextlib.suppress(OSError, TimeoutError): self.client.close()
+        with contextlib.suppress(Exception): self.client.close()
         with self.news: self.news.notify_all()
 
     def __exit__(self, *error):
@@ -413,6 +413,10 @@ def _on(self:Cluster, worker, function, *args, name="versions", resources=None):
     except CancelledError:
         self._check()
         raise _Left from None
+    except OSError: # of the connection: who closed it is seen in a moment
+        self.ended.wait(3.)
+        self._check()
+        raise _Left from None
     except Exception as e: error = e # it cannot even be read
     self._check()
     raise RuntimeError(_line(f"raised {type(error).__name__}: {error}")) from None
@@ -458,7 +462,8 @@ def _tried(self:Cluster, task, worker):
     except (RuntimeError, ValueError) as e:
         self._check()
         worker.fits = False
-        return failure(task, _line(f"worker {worker.name} {e}; it gets no more runs"))
+        return failure(task, f"worker {worker.name} {_line(e)}; it gets no more runs")
+    if self.stopping and record.status != "ok": raise KeyboardInterrupt # it failed because it was to end
     _keep(task, record, weights)
     return record
 

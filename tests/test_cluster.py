@@ -146,7 +146,8 @@ def test_whatever_a_worker_returns_the_others_go_on(tmp_path, forger, capfd, one
     lines = said(capfd)
     assert len(lines) == len(WRONG), lines
     for kind, why in WRONG.items():
-        assert [line for line in lines if re.match(f"failed: .*: worker {kind} {why}; it gets no more runs", line)], (kind, lines)
+        pattern = f"failed: .*: worker {kind} {why}; it gets no more runs"
+        assert [line for line in lines if re.match(pattern, line)], (kind, lines)
     check_the_others(grid, tmp_path / "alone", failed.result())
 
 
