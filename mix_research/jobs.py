@@ -266,16 +266,23 @@ def __call__(self:Processes, task:Task) -> Record|None:
         return failure(task, f"{killed}; fewer jobs or a smaller batch_size need less")
     finally: self.idle.put(pipe)
 
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e00
+import io, logging, sys, textwrap, uuid
+from types import SimpleNamespace
+from .environment import environment
+from .record import SCHEMA
+from .weights import weights_hash
+
 # %% ../nbs/runs/19_jobs.ipynb #d737438c
 _one_at_a_time = threading.Lock()
 
 def _told(task, stop):
-    "A listener on a worker: events go to the client; once it is stopped, the training is."
+    "A listener on a worker: events go to the client, under the name by which it stops the training."
     from dask.distributed import Event, get_worker
     worker = get_worker()
     def listener(event):
         news = {k: event.get(k) for k in ("event", "host", "epoch", "top1")}
-        worker.log_event("mix-research", {"key": task.run.key, **news})
+        worker.log_event(stop, {"key": task.run.key, **news})
         if Event(stop).is_set(): raise InterruptedError("the client was stopped")
     return listener
 
@@ -291,58 +298,283 @@ def _remotely(task, files, stop):
         record = finish(task, listener=_told(task, stop))
         return record.to_json(), paths[1].read_bytes() if paths[1].exists() else None
 
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e02
+def _line(text): return textwrap.shorten(str(text), 160, placeholder=" ...")
+
+def _versions():
+    "What is the same on a worker that fits."
+    here = environment(torch.device("cpu"))
+    return dict(version=here["version"], source=here.get("source"), schema=SCHEMA, torch=here["torch"])
+
+def _differences(there, here):
+    "What a worker has in place of what is here, in words; empty if it fits."
+    if not isinstance(there, dict): return f"it says {there!r} in place of its versions"
+    return ", ".join(f"{name} {there.get(name)!r} and not {v!r}" for name, v in here.items() if there.get(name) != v)
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e05
+def _check_weights(content, expected):
+    "Raise one clear line unless these are the bytes of weights with that hash."
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found = weights_hash(SimpleNamespace(state_dict=lambda: state)) # no network is built: that takes the data
+    except Exception as e: # whatever torch's unpickler raises
+        raise ValueError(f"returned no file of weights ({type(e).__name__})") from e
+    if found == expected: return
+    raise ValueError(f"returned weights with the hash {found} and a record of those with {expected}")
+
+def _checked(task, returned):
+    "Record and weights that a worker returned. Errors: `ValueError` that says what it returned in their place."
+    if not isinstance(returned, tuple) or len(returned) != 2: raise ValueError(f"returned a {type(returned).__name__}")
+    text, weights = returned
+    try: record = Record.from_json(text)
+    except Exception as e: raise ValueError(f"returned no record: {e}") from e
+    if record.run != task.run: raise ValueError(f"returned the record of another run, {record.run.key}")
+    if record.status != "ok": return replace(record, error=" ".join(record.error.split())), None
+    epochs, n = [row["epoch"] for row in record.history], task.run.epochs
+    if epochs != list(range(1, n + 1)): raise ValueError(f"returned {len(epochs)} epochs in place of 1 to {n}")
+    if not task.done(record): raise ValueError("returned a record without an evaluation that is wanted")
+    if not task.keep_weights: return record, None
+    _check_weights(weights, record.metrics.get("weights"))
+    return record, weights
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e08
+def _keep(task, record, weights):
+    "Writes what a worker returned."
+    known, path = task.store.get(task.run), task.store.weights_path(task.run)
+    success = known is not None and known.status == "ok"
+    if record.status != "ok":
+        if not success: task.store.put(record)
+        return
+    if not success or known.metrics.get("weights") != record.metrics.get("weights"): path.unlink(missing_ok=True)
+    task.store.put(record)
+    if weights: write_atomic(path, weights)
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e0b
+@dataclass(eq=False)
+class _Worker:
+    "A worker of a cluster."
+    address:str # where it is
+    name:str # what it is called
+    gpu:bool # does it offer the resource GPU?
+    fits:bool|None=None # may it get runs? None: it was not asked yet
+    ready:bool=True # does it take tasks now?
+    load:int=0 # tasks that it has, of all clients
+    busy:bool=False # does it have one of this client?
+    future:object=None # what it is to return
+    doing:str="" # key of the run that it trains
+    left:bool=False # is it gone?
+
+class _Left(Exception):
+    "A worker went away before it returned anything."
+
 # %% ../nbs/runs/19_jobs.ipynb #7bfa3503
+@contextlib.contextmanager
+def _quiet(*names):
+    "Nothing but the end of the world in these logs meanwhile."
+    logs = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in logs]
+    for log in logs: log.setLevel(logging.CRITICAL)
+    try: yield
+    finally:
+        for log, level in zip(logs, levels): log.setLevel(level)
+
 class Cluster:
     "A context with a connection to a dask scheduler; call it from as many threads as there may be runs at a time."
     def __init__(self,
         address:str, # of the scheduler, e.g. "tcp://host:8786"
         listener=lambda event: None, # called with each event of all runs: key (of the run), event, host, epoch, top1
-    ): self.address, self.listener = address, listener
+    ):
+        self.address, self.listener = address, listener
+        self.workers, self.news, self.ended = {}, threading.Condition(), threading.Event()
+        self.stopping, self.alone = False, False
 
     def __enter__(self):
         "Errors: `ValueError` that says why there is none."
         try: from dask.distributed import Client, Event
         except ImportError:
             raise ValueError("scheduler: dask is not installed; pip install 'mix-research[cluster]'") from None
-        try: self.client = Client(self.address, timeout="20s", set_as_default=False)
+        try:
+            self.client = Client(self.address, timeout="20s", set_as_default=False)
+            self._look()
         except (OSError, TimeoutError, ValueError) as e:
             silent = f"no dask scheduler answers at {self.address!r} ({e})"
             raise ValueError(f"scheduler: {silent}; expected e.g. tcp://host:8786") from None
-        self.stopped = Event(f"stop-{self.client.id}", client=self.client)
-        self.client.subscribe_topic("mix-research", lambda event: self.listener(event[1]))
+        self.versions, self.stopped = _versions(), Event(f"stop-{self.client.id}", client=self.client)
+        self.client.subscribe_topic(self.stopped.name, self._heard)
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        self.quiet = _quiet("distributed", "distributed.client") # which have levels of their own
+        self.quiet.__enter__()
         return self
 
     def stop(self):
         "Ends all runs; a worker looks once per epoch."
-        self.stopped.set()
-        self.client.close()
+        self.stopping = True
+        with contextlib.suppress(Exception): # what comes of it must not hide why all ends
+            if self.client.status == "running": self.stopped.set()
+        self._close()
 
-    def __exit__(self, *error): self.client.close()
+    def _close(self):
+        if self.ended.is_set(): return # somebody else is at it
+        self.ended.set()
+        with contextlib.suppress(Exception): self.client.close()
+        with self.news: self.news.notify_all()
+
+    def __exit__(self, *error):
+        self._close()
+        self.watcher.join()
+        self.quiet.__exit__(*error)
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e0d
+@patch
+def _look(self:Cluster):
+    "Who is there now."
+    load = self.client.processing()
+    found = self.client.scheduler_info(n_workers=-1)["workers"]
+    found = {(address, w["local_directory"]): w for address, w in found.items()} # a new process may have an old address
+    with self.news:
+        gone = [self.workers.pop(key) for key in self.workers.keys() - found.keys()]
+        for worker in gone: worker.left = True
+        for key, w in found.items():
+            new = _Worker(key[0], _line(w["name"]), bool(w["resources"].get("GPU")))
+            worker = self.workers.setdefault(key, new)
+            worker.ready, worker.load = w["status"] == "running", len(load.get(key[0], ()))
+        self.news.notify_all()
+    for future in [worker.future for worker in gone]:
+        if future: future.cancel()
+
+@patch
+def _watch(self:Cluster):
+    "Looks until the end, or until the scheduler is gone."
+    try:
+        while not self.ended.wait(1.) and self.client.status == "running": self._look()
+    except Exception: pass # whatever the client raises when it is closed in the middle
+    finally: self._close()
+
+@patch
+def _check(self:Cluster):
+    "Ends the thread that calls it if there is no cluster any more. Errors: `ValueError` if the scheduler is gone."
+    if self.stopping: raise KeyboardInterrupt
+    if self.client.status == "running": return
+    kept = "finished runs are kept, and the same command goes on from there"
+    raise ValueError(f"scheduler: {self.address!r} went away; {kept}")
+
+@patch
+def _heard(self:Cluster, event):
+    "Passes an event on, if it is one of a run that is being trained."
+    _, news = event
+    doing = [worker.doing for worker in list(self.workers.values()) if worker.doing]
+    if not isinstance(news, dict) or news.get("key") not in doing: return
+    if isinstance(news.get("event"), str) and isinstance(news.get("epoch"), (int, type(None))): self.listener(news)
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e0f
+@patch
+def _take(self:Cluster):
+    "A worker that is free, as soon as there is one."
+    with self.news:
+        while True:
+            self._check()
+            fitting = [w for w in self.workers.values() if w.fits is not False]
+            with_gpu = [w for w in fitting if w.gpu]
+            free = [w for w in with_gpu or fitting if w.ready and not w.busy]
+            if free: break
+            if not fitting and not self.alone:
+                self.alone = True
+                self._say("scheduler: no worker that fits is there; waiting for one")
+            self.news.wait()
+        worker = min(free, key=lambda w: w.load)
+        worker.busy = True
+        return worker
+
+@patch
+def _give_back(self:Cluster, worker):
+    with self.news:
+        worker.busy, worker.doing, worker.future = False, "", None
+        self.news.notify_all()
+
+@patch
+def _say(self:Cluster, line): tqdm.write(line, file=sys.stderr)
+
+# %% ../nbs/runs/19_jobs.ipynb #c1a57e11
+@patch
+def _on(self:Cluster, worker, function, *args, name="versions", resources=None):
+    "What a function returns on a worker. Errors: `_Left`, or what it raised there."
+    from dask.distributed import CancelledError
+    key = f"{name}-{uuid.uuid4().hex}" # dask takes what has the name of another task for that task
+    try:
+        worker.future = self.client.submit(function, *args, pure=False, key=key, workers=[worker.address],
+                                           allow_other_workers=False, resources=resources)
+        if worker.left: worker.future.cancel() # before it was seen that it was to do this
+        error = worker.future.exception()
+        if error is None: return worker.future.result()
+    except CancelledError:
+        self._check()
+        raise _Left from None
+    except OSError: # of the connection: who closed it is seen in a moment
+        self.ended.wait(3.)
+        self._check()
+        raise _Left from None
+    except Exception as e: error = e # it cannot even be read
+    self._check()
+    raise RuntimeError(_line(f"raised {type(error).__name__}: {error}")) from None
+
+@patch
+def _ask(self:Cluster, worker):
+    "Does it have the versions of the client?"
+    try: differs = _differences(self._on(worker, _versions), self.versions)
+    except _Left: return
+    except RuntimeError as e: differs = str(e)
+    worker.fits = not differs
+    if differs: self._say(_line(f"worker {worker.name} gets no runs: {differs}"))
+
+@patch
+def _fitting(self:Cluster):
+    "A worker that is free and fits."
+    while True:
+        worker = self._take()
+        if worker.fits is None: self._ask(worker)
+        if worker.fits: break
+        self._give_back(worker)
+    self.alone = False
+    return worker
 
 # %% ../nbs/runs/19_jobs.ipynb #97e200d6
 @patch
-def _send(self:Cluster, task):
-    "A future of what `_remotely` returns."
+def _send(self:Cluster, task, worker):
+    "What `_remotely` returns on a worker."
     run, store = task.run, task.store
     paths = () if task.again else (store.record_path(run), store.weights_path(run))
     files = [p.read_bytes() if p.exists() else None for p in paths]
-    workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-    gpu = {"GPU": 1} if any("GPU" in w["resources"] for w in workers) else None
-    key = f"{run.method}-{run.key}-{now()}"
-    return self.client.submit(_remotely, task, files, self.stopped.name, pure=False, key=key, resources=gpu)
+    worker.doing = run.key
+    gpu = {"GPU": 1} if worker.gpu else None
+    return self._on(worker, _remotely, task, files, self.stopped.name, name=f"{run.method}-{run.key}", resources=gpu)
+
+@patch
+def _tried(self:Cluster, task, worker):
+    "The record of a run on a worker, written here; None: the worker has left."
+    try: record, weights = _checked(task, self._send(task, worker))
+    except _Left:
+        self._say(f"worker {worker.name} has left while it trained {task.run.method} seed {task.run.seed}")
+        return None
+    except (RuntimeError, ValueError) as e:
+        self._check()
+        worker.fits = False
+        return failure(task, f"worker {worker.name} {_line(e)}; it gets no more runs")
+    if self.stopping and record.status != "ok": raise KeyboardInterrupt # it failed because it was to end
+    _keep(task, record, weights)
+    return record
 
 @patch
 def __call__(self:Cluster, task:Task) -> Record:
-    "`finish` on a worker; its results are written here."
-    from dask.distributed import KilledWorker
-    try: text, weights = self._send(task).result()
-    except KilledWorker as e: return failure(task, f"every worker that tried it died ({e})")
-    record = Record.from_json(text)
-    known = None if record.status == "ok" else task.store.get(task.run)
-    if known and known.status == "ok": return record # see `failure`
-    if weights and task.keep_weights: write_atomic(task.store.weights_path(task.run), weights)
-    task.store.put(record)
-    return record
+    "`finish` on a worker; its results are checked and written here. Errors: `ValueError` if the scheduler goes away."
+    tries = 4 # as many as dask itself would make
+    for _ in range(tries):
+        worker = self._fitting()
+        try: record = self._tried(task, worker)
+        except OSError as e: return failure(task, _line(f"its results cannot be written: {e}"))
+        finally: self._give_back(worker)
+        if record: return record
+    return failure(task, f"{tries} workers that tried it have left, the last of them {worker.name}")
 
 # %% ../nbs/runs/19_jobs.ipynb #3a4c003c
 class _RunBar:

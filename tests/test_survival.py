@@ -340,24 +340,25 @@ def test_killed_kernel_and_failing_notebook(project):
 # --- many machines, several devices
 
 @contextmanager
-def dask_cluster(project, file):
-    """A scheduler, which writes its address into a file, and three workers in folders of their own."""
+def dask_scheduler(project):
+    """A scheduler: its process, its address, and a function that starts a worker in a folder of its own."""
     processes, unheard = [], dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    def dask(*argv):
+    file = project / "scheduler.json"
+    def dask(*argv, **env):
         command = [sys.executable, "-m", "dask", *argv, "--scheduler-file", str(file)]
-        processes.append(subprocess.Popen(command, cwd=project, env=ONE_THREAD, **unheard))
-    one = ("--no-nanny", "--nthreads", "1", "--resources", "GPU=1", "--no-dashboard")
+        processes.append(subprocess.Popen(command, cwd=project, env=ONE_THREAD | env, **unheard))
+        return processes[-1]
+    def worker(name, *argv, nanny="--no-nanny", **env):
+        (project / name).mkdir()
+        place = ("--name", name, "--local-directory", str(project / name))
+        return dask("worker", nanny, "--nthreads", "1", "--no-dashboard", *place, *argv, **env)
     try:
-        dask("scheduler", "--port", "0", "--dashboard-address", ":0")
+        scheduler = dask("scheduler", "--port", "0", "--dashboard-address", ":0")
         until(file.exists)
-        for i in range(3):
-            folder = project / f"worker{i}"
-            folder.mkdir()
-            dask("worker", *one, "--name", f"w{i}", "--local-directory", str(folder))
-        yield processes[1:]
+        yield scheduler, json.loads(file.read_text())["address"], worker
     finally:
-        for p in processes:
-            p.kill()
+        for p in reversed(processes):  # a nanny that is asked to end ends its worker
+            p.terminate() if "--nanny" in p.args else p.kill()
             p.wait()
 
 
@@ -373,9 +374,10 @@ def test_dask_cluster_loses_a_worker(project):
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
     which = ("reproduce", "randomix/table_1", "--methods", "baseline,mixup,cutmix,randomix", "--seeds", "0,1,2")
     train_with(project, epochs=20)
-    alone, file = start(project, *which, "--records", "alone", "--jobs", "1"), project / "scheduler.json"
-    with dask_cluster(project, file) as workers:
-        where = ("--device", "cpu", "--scheduler", json.loads(file.read_text())["address"])
+    alone = start(project, *which, "--records", "alone", "--jobs", "1")
+    with dask_scheduler(project) as (_, address, worker):
+        workers = [worker(f"worker{i}", "--resources", "GPU=1") for i in range(3)]
+        where = ("--device", "cpu", "--scheduler", address)
         command = start(project, *which, "--records", "cluster", *where)
         until(lambda: len(list((project / "cluster").glob("*.json"))) >= 2)
         victim = until(lambda: [w for i, w in enumerate(workers) if busy(project / f"worker{i}")])[0]
