@@ -83,9 +83,9 @@ def test_cifar_in_every_form(tmp_path):
         assert (x.numpy() == X.reshape(2, 3, 32, 32)).all() and y.tolist() == [1, 0]
 
 
-def nested(n, opening, again, closing=b""):
-    """Lists or tuples of two of the same, n deep."""
-    return opening + b"q\x00" + b"".join(b"h\x00h\x00" + again + b"q\x00" for _ in range(n)) + closing
+def nested(n):
+    """A tuple of two of the same tuple, n deep, in the memory at 0."""
+    return b")q\x00" + b"h\x00h\x00\x86q\x00" * n
 
 
 KIND = b"cnumpy\ndtype\nX\x02\0\0\0O8K\0K\1\x87R"
@@ -98,9 +98,8 @@ HARMFUL = {
     "a place far out in the memory": b"\x80\x02Nr\xff\xff\xff\x3f.",
     "bytes that are not there": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b"abc.",
     "a text that is not there": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"abc.",
-    "a key that takes for ever to look for": b"\x80\x02}" + nested(80, b")", b"\x86") + b"K\1s.",
-    "labels that take for ever to count": b"\x80\x02}(X\4\0\0\0dataK\1X\6\0\0\0labels" + nested(80, b")", b"\x86")
-        + b"u.",
+    "a key that takes for ever to look for": b"\x80\x02" + nested(80) + b"}h\0K\1s.",
+    "labels that take for ever to count": b"\x80\x02" + nested(40) + b"}(X\4\0\0\0dataK\1X\6\0\0\0labelsh\0u.",
     "one text made bytes again and again": b"\x80\x02X" + struct.pack("<I", 1 << 22) + b"a" * (1 << 22) + b"q\0"
         + b"0c_codecs\nencode\nq\2X\6\0\0\0latin1q\3]q\4" + b"h\2h\0h\3\x86Ra" * 3000 + b".",
     "very many lists": b"\x80\x02(" + b"]" * 20_000_000 + b"l.",
