@@ -4,7 +4,7 @@
 
 # %% ../nbs/runs/13_checkpoint.ipynb #c0962f80
 from __future__ import annotations
-import hashlib, io, pickle, time
+import hashlib, io, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
@@ -15,6 +15,7 @@ from .environment import differences
 from .files import read_file, write_atomic
 from .parallel import broadcast, gather
 from .store import Log, set_aside
+from .weights import load_tensors
 
 # %% auto #0
 __all__ = ['MAGIC', 'BadCheckpoint', 'pack', 'unpack', 'Checkpoint', 'SaveState']
@@ -45,10 +46,9 @@ def unpack(
     content:bytes, # of a file
 ) -> dict: # tensors on the CPU
     "The state again. Errors: `BadCheckpoint` for anything that `pack` did not make."
-    body = io.BytesIO(_whole(content))
-    try: state = torch.load(body, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
-        raise BadCheckpoint("holds more than tensors and plain values, or something else") from e
+    body = _whole(content)
+    try: state = load_tensors(bytes(body))
+    except ValueError as e: raise BadCheckpoint("holds more than tensors and plain values, or something else") from e
     if not isinstance(state, dict): raise BadCheckpoint(f"holds a {type(state).__name__}, not a state")
     return state
 

@@ -4,14 +4,14 @@
 
 # %% ../nbs/runs/10_weights.ipynb #790b07dd
 from __future__ import annotations
-import hashlib, io
+import hashlib, io, pickletools, zipfile
 from pathlib import Path
 import torch
 from torch import nn
 from .files import read_file, write_atomic
 
 # %% auto #0
-__all__ = ['state_hash', 'weights_hash', 'save_weights', 'read_state', 'read_weights', 'load_weights']
+__all__ = ['state_hash', 'weights_hash', 'save_weights', 'load_tensors', 'read_state', 'read_weights', 'load_weights']
 
 # %% ../nbs/runs/10_weights.ipynb #0cf6c42c
 def _content(value):
@@ -45,14 +45,47 @@ def save_weights(
     torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, content)
     write_atomic(path, content.getvalue())
 
+# %% ../nbs/runs/10_weights.ipynb #e2fd329c
+_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch.storage UntypedStorage"}
+
+def _names(program): # that a pickle calls for
+    for step, argument, _ in pickletools.genops(program):
+        if step.name in ("GLOBAL", "INST"): yield argument
+        if step.name == "STACK_GLOBAL" or step.name.startswith("EXT"): yield step.name # by a text anywhere before it
+
+def _look_through(content):
+    with zipfile.ZipFile(io.BytesIO(content)) as z:
+        members = z.infolist()
+        if sum(m.file_size for m in members) > len(content) or any(m.compress_type for m in members):
+            raise ValueError("it is compressed")
+        programs = [z.read(m) for m in members if m.filename.endswith(".pkl")]
+    for name in (name for program in programs for name in _names(program)):
+        tensor = name.startswith("torch ") and name.endswith("Storage")
+        if not tensor and name not in _PARTS: raise ValueError(f"it asks for {name}")
+
+def _tensors(value): # in nested lists and dicts
+    if isinstance(value, torch.Tensor): yield value
+    for v in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (): yield from _tensors(v)
+
+def load_tensors(
+    content:bytes, # what `torch.save` wrote
+): # tensors on the CPU and plain values, nested
+    "Errors: `ValueError` for a file that is damaged, or holds anything else."
+    try:
+        _look_through(content)
+        value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if any(t.nbytes > len(content) for t in _tensors(value)): raise ValueError("a tensor is larger than the file")
+    except Exception as e: # a damaged file can raise anything
+        raise ValueError(f"not a whole file of tensors ({' '.join(str(e).split())[:80] or type(e).__name__})") from e
+    return value
+
 # %% ../nbs/runs/10_weights.ipynb #dc75b343
 def read_state(
     content:bytes, # of a file of weights
 ) -> dict: # name -> tensor, on the CPU
     "The tensors in it. Errors: `ValueError` for anything else."
-    try: state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as e: # torch raises what its unpickler does
-        raise ValueError(f"not a file of weights ({type(e).__name__})") from e
+    try: state = load_tensors(content)
+    except ValueError as e: raise ValueError(f"not a file of weights ({e})") from e
     named = isinstance(state, dict) and all(isinstance(k, str) for k in state)
     if named and all(type(v) is torch.Tensor for v in state.values()): return state
     raise ValueError("not a file of weights (expected tensors by name)")

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from conftest import ROOT
-from mix_research.jobs import Cluster, Task, train_tasks
+from mix_research.cluster import Cluster
+from mix_research.jobs import train_tasks
+from mix_research.task import Task
 from mix_research.run import Run
 from mix_research.store import Store, run_files
 from test_survival import busy, dask_scheduler, ended, project, start, train_with, until
@@ -22,9 +24,9 @@ distributed = pytest.importorskip("distributed", reason="the extra cluster is no
 FORGERY = """
 import os, pickle
 from dataclasses import replace
-import mix_research.jobs as jobs
+import mix_research.cluster as cluster
 from mix_research.record import sealed, unsealed
-jobs.honest = honest = getattr(jobs, "honest", jobs._remotely)  # this may be loaded twice
+cluster.honest = honest = getattr(cluster, "honest", cluster._remotely)  # this may be loaded twice
 
 class Unreadable:
     def __reduce__(self): return int, ("no number",)
@@ -40,7 +42,7 @@ def unreadable(*given): return Unreadable()
 def full(*given): raise OSError(28, "No space left on device")
 def dies(*given): os._exit(1)
 
-jobs._remotely = globals()[os.environ["FORGERY"]]
+cluster._remotely = globals()[os.environ["FORGERY"]]
 """
 
 
