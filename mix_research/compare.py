@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 from .protocol import SCENARIO
 from .study import Study
-
+from .table import as_markdown
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'paired', 'ranks', 'verdict', 'front', 'beside', 'agreement', 'judgement', 'judged', 'lead', 'apart',
@@ -129,7 +129,7 @@ def _beside_table(study, table): # Markdown
               text(r.spread, ".2f"), f"{r.printed:+.2f}", text(r.away, "+.1f"), r.n) for r in table.itertuples()]
     columns = ["Method", "on", f"ours, over {study.label(study.against)}", "standard deviation", "the paper",
                "standard deviations apart", "n"]
-    return pd.DataFrame(lines, columns=columns).to_markdown(index=False, disable_numparse=True)
+    return as_markdown(pd.DataFrame(lines, columns=columns), index=False)
 
 def _sign(study, v): # of a scenario: for whom is the sign of the gain the paper's?
     same = v[v.difference * v.printed > 0]
@@ -227,7 +227,7 @@ def as_table(
     columns, # a title for each of their places
 ) -> str: # Markdown
     "Rows as a table, every number as it was written."
-    return pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+    return as_markdown(pd.DataFrame(rows, columns=columns), index=False)
 
 # %% ../nbs/tables/05_compare.ipynb #43a88aed
 def feature_numbers(
@@ -248,7 +248,7 @@ def feature_table(
     if not len(numbers): return "No record yet."
     text = numbers.groupby(level=[*SCENARIO, "method"], sort=False).agg(shown)
     text.index = [study.label(m) for m in text.index.get_level_values("method")]
-    text = text.rename(columns=dict(ratio="cohesion / separability")).to_markdown(disable_numparse=True)
+    text = as_markdown(text.rename(columns=dict(ratio="cohesion / separability")))
     return f"{text}\n\nMean ± standard deviation over seeds."
 
 # %% ../nbs/tables/05_compare.ipynb #bbdfe683

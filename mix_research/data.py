@@ -105,7 +105,9 @@ class Corrupted:
 def _open(self:Corrupted, file):
     path = self.folder / f"{file}.npy"
     try:
-        return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
+        if not isinstance(found, np.ndarray): raise ValueError("an archive of several")
+        return found
     except FileNotFoundError as e:
         raise not_whole(f"{self.name}_c", path, self.folder.parent) from e
     except (OSError, ValueError, EOFError) as e:

@@ -55,8 +55,8 @@ def failure_line(
     record:Record, # of a failed run
 ) -> str:
     "Which run failed, and why."
-    run = record.run
-    return f"failed: {run.method} seed {run.seed} ({run.dataset}, {run.model}): {record.error}"
+    run, why = record.run, "".join(c if c.isprintable() else " " for c in record.error) # a terminal obeys what is not
+    return f"failed: {run.method} seed {run.seed} ({run.dataset}, {run.model}): {why}"
 
 def failure(
     task:Task, # that could not be finished
