@@ -51,12 +51,6 @@ def start(project, *argv, launcher=("mix-research",)):
     return subprocess.Popen([*launcher, *argv], **how)
 
 
-def send(command, number, group):
-    """A signal for a command, or for all processes of its group, as a terminal sends it."""
-    if group: os.killpg(command.pid, number)
-    else: os.kill(command.pid, number)
-
-
 def until(condition, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
@@ -74,17 +68,26 @@ def ours(project):
     return found
 
 
-def shared_memory():
-    """Names in the system's shared memory, where it can be looked at."""
-    folder = Path("/dev/shm")
-    return {p.name for p in folder.iterdir()} if folder.exists() else set()
+def shared_memory(project):
+    """Files of our processes in the system's shared memory, such as semaphores."""
+    for p in ours(project):
+        try: yield from (m.path for m in p.memory_maps() if m.path.startswith("/dev/shm/"))
+        except (psutil.Error, OSError, AttributeError): continue  # gone meanwhile; a system that does not say
 
 
-def check_nothing_stays(project, shared):
+def send(project, command, number, group):
+    """A signal for a command, or for all processes of its group, as a terminal sends it; what they shared just before."""
+    shared = set(shared_memory(project))
+    if group: os.killpg(command.pid, number)
+    else: os.kill(command.pid, number)
+    return shared
+
+
+def check_nothing_stays(project, shared=()):
     until(lambda: not ours(project), 60)
     assert not list((project / "tmp").iterdir())
     assert not list(project.glob("runtime/*"))
-    until(lambda: not shared_memory() - shared, 120)  # others may use it meanwhile
+    assert not [path for path in shared if os.path.exists(path)]
 
 
 def last_line(command, number):
@@ -115,12 +118,11 @@ TRAININGS = [
 
 @pytest.mark.parametrize("jobs, number, group", TRAININGS)
 def test_a_training_ends_in_order(project, jobs, number, group):
-    shared = shared_memory()
     command = start(project, *TRAINING, "--jobs", jobs)
     until(lambda: sum(bool(saved(log)) for log in logs(project).values()) == int(jobs))
-    send(command, number, group)
+    shared = send(project, command, number, group)
     time.sleep(.05)
-    send(command, number, group)  # twice
+    send(project, command, number, group)  # twice
     last_line(command, number)
     check_nothing_stays(project, shared)
     for path, log in logs(project).items():
@@ -132,10 +134,10 @@ def test_a_training_ends_in_order(project, jobs, number, group):
 def test_what_was_ignored_stays_ignored(project):
     command = start(project, *TRAINING, "--jobs", "2", launcher=("nohup", "mix-research"))
     until(lambda: len(logs(project)) == 2)
-    send(command, signal.SIGHUP, group=True)
+    send(project, command, signal.SIGHUP, group=True)
     epochs = {p: len(log) for p, log in logs(project).items()}
     until(lambda: all(len(log) > epochs[p] + 1 for p, log in logs(project).items()))
-    send(command, signal.SIGTERM, group=True)
+    send(project, command, signal.SIGTERM, group=True)
     last_line(command, signal.SIGTERM)
 
 
@@ -160,32 +162,40 @@ def test_while_it_starts(project, argv):
         time.sleep(seconds)
         for _ in range(2): command.send_signal(signal.SIGTERM)
         assert len(last_line(command, signal.SIGTERM)) == 1
-    check_nothing_stays(project, shared_memory())
+    check_nothing_stays(project)
 
 
-def kernels(project): return [p for p in ours(project) if "ipykernel_launcher" in " ".join(p.cmdline())]
+def running(project, *names): return [p for p in ours(project) if any(n in " ".join(p.cmdline()) for n in names)]
+def kernels(project): return running(project, "ipykernel_launcher")
 
 
 @pytest.mark.parametrize("argv", [("show", "randomix/figure_1", "--out", "shown"), ("bench", "--quick", "--out", "out")])
 def test_while_a_notebook_is_executed(project, argv):
     for number, group in ((signal.SIGTERM, False), (signal.SIGINT, True)):
-        shared = shared_memory()
         command = start(project, *argv)
         until(lambda: kernels(project))
-        send(command, number, group)
+        shared = send(project, command, number, group)
         assert len(last_line(command, number)) == 1
         check_nothing_stays(project, shared)
 
 
+def at_a_moment(project, command, number, group, draw):
+    """A signal while a command starts or, more often, while its kernel or its processes do something."""
+    if draw.random() < .3: time.sleep(draw.uniform(.3, 5))
+    else:
+        until(lambda: command.poll() is not None or running(project, "ipykernel_launcher", "multiprocessing.spawn"))
+        time.sleep(draw.uniform(0, 10))
+    return send(project, command, number, group) if command.poll() is None else ()
+
+
 def test_random_moments(project):
-    """Commands that train and commands that show, killed by a signal of any kind, alone or with their group."""
-    draw, shared = random.Random(3), shared_memory()
+    """Commands that train and commands that show, ended by a signal of any kind, alone or with their group."""
+    draw = random.Random(3)
     train_for(project, 3)
     for i in range(KILLS):
         which = TRAINING + ("--jobs", "2", "--again") if i % 2 else ("show", "randomix/figure_1", "--out", "shown")
         command, number, group = start(project, *which), draw.choice(SENT), draw.random() < .5
-        try: command.wait(draw.uniform(.3, 25))
-        except subprocess.TimeoutExpired: send(command, number, group)
+        shared = at_a_moment(project, command, number, group, draw)
         out, err = command.communicate(timeout=60)
         print(i, which[0], number.name, group, command.returncode, err[-300:])
         assert command.returncode in (0, -number, 128 + number), err
