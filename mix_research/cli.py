@@ -81,8 +81,8 @@ def _told(lines) -> int: # exit code
     return 1 if lines else 0
 
 def _print_rows(rows, columns, **how): # a table of plain rows
-    import pandas as pd
-    print(pd.DataFrame(rows, columns=columns).to_markdown(index=False, **how))
+    from tabulate import tabulate
+    print(tabulate(rows, columns or "keys", tablefmt="pipe", **how))
 
 # %% ../nbs/app/04_cli.ipynb #4f948c2a
 def _present(studies, out, export, markdown) -> list: # lines of what went wrong
