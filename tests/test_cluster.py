@@ -215,9 +215,9 @@ def test_two_commands_want_different_things_of_a_run(tmp_path):
                 at_once.wait()
                 return place(task)
         with ThreadPoolExecutor(len(tasks)) as threads: found = list(threads.map(train, tasks))
+        assert [list(record.evaluations) for record in found] == [["occlusion"], ["fgsm"], ["clean"]]
+        assert [task.store.get(run) for task in tasks] == found
         with Cluster(address) as place: assert place._take().name == "gpu"
-    assert [list(record.evaluations) for record in found] == [["occlusion"], ["fgsm"], ["clean"]]
-    assert [task.store.get(run) for task in tasks] == found
 
 
 def test_no_room_here_is_a_failed_run(tmp_path):
