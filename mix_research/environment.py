@@ -99,7 +99,7 @@ def threads(
 ):
     "A context in which PyTorch computes with so many."
     before = torch.get_num_threads()
-    if n and n <= (os.cpu_count() or 1): torch.set_num_threads(n)
+    if isinstance(n, int) and 0 < n <= (os.cpu_count() or 1): torch.set_num_threads(n)
     try: yield
     finally: torch.set_num_threads(before)
 

@@ -111,11 +111,14 @@ def _reason(e): # an error, in one line
     from mix_research.train import words
     return words(e) if type(e) in (ValueError, NewerRecord) else f"{type(e).__name__}: {words(e)}"
 
-def _looked(task, claim, parallel):
-    "Is the claim ours, and what is known of the run?"
+def _looked(task, claim):
+    "May this process go on with the task, and what is known of the run? Where nothing is left, nobody is asked."
     from mix_research.train import known_record
-    mine = claim.enter_context(task.store.claim(task.run)) if is_main(parallel) else None
-    return broadcast(parallel, (mine, known_record(task.run, task.store, task.data_path) if mine else None))
+    asked = (task.run, task.store, task.data_path)
+    known = known_record(*asked)
+    if not task.left(known): return True, known
+    mine = claim.enter_context(task.store.claim(task.run))
+    return mine, known_record(*asked) if mine else None
 
 def attended(
     task:Task, # what to do
@@ -124,7 +127,7 @@ def attended(
 ) -> Record|None: # of the run; None: somebody else is at it
     "What becomes of a task, whose claim is held meanwhile."
     with contextlib.ExitStack() as claim:
-        try: mine, known = _looked(task, claim, parallel)
+        try: mine, known = broadcast(parallel, _looked(task, claim) if is_main(parallel) else None)
         except Exception as e:
             if parallel: raise
             return failure(task, _reason(e))

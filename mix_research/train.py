@@ -92,7 +92,7 @@ def resumed(self:_Training, fingerprint, resume):
     "A context with the threads of the state to go on from, if there is one that may be used."
     if self.checkpoint and not resume: self.checkpoint.remove()
     saved = self.checkpoint.load() if self.checkpoint else None
-    with threads(_threads_of(saved)):
+    with threads(broadcast(self.parallel, _threads_of(saved))):
         self.environment = environment(self.device) | dict(data=fingerprint)
         here = self.environment | dict(run=self.run.key, method=method_source(self.run))
         self.made_by = decisive(here)
@@ -101,8 +101,7 @@ def resumed(self:_Training, fingerprint, resume):
 
 def _threads_of(saved):
     made_by = saved.get("made_by") if saved else None
-    n = made_by.get("threads") if isinstance(made_by, dict) else None
-    return n if isinstance(n, int) else None
+    return made_by.get("threads") if isinstance(made_by, dict) else None
 
 # %% ../nbs/runs/16_train.ipynb #f69645cd
 @patch
@@ -238,7 +237,7 @@ def train_now(
     training = _Training(run, store, device, parallel, check_choice("log", log, LOGS), listener)
     gpus = [device] if device.type == "cuda" else []
     if gpus: torch.cuda.reset_peak_memory_stats(device)
-    with training, training.resumed(data.load(run.dataset, data_path).fingerprint, resume):
+    with training, training.resumed(data.load(run.dataset, data_path, download).fingerprint, resume):
         training.say("started", run=run.asdict(), environment=training.environment)
         with torch.random.fork_rng(gpus), _bar(run, progress) as bar: outcome = training.fit(d, bar)
         if outcome.error.startswith("out of memory"): outcome.error += f"; {memory_advice(run, device, data_path)}"
