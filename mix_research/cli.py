@@ -342,12 +342,15 @@ def _parser() -> argparse.ArgumentParser:
 class _Ending:
     "A handler of the signals that end a command."
     patience = 10 # seconds that the end may take
-    def __init__(self): self.name, self.since = "", -math.inf # of the last signal that was obeyed
+    def __init__(self):
+        self.name, self.since = "", -math.inf # of the last signal that was obeyed
+        self.heard = [] # signals that come here
 
     def listen(self):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"): # not every system has all
             number = getattr(signal, name, None)
-            if number and signal.getsignal(number) != signal.SIG_IGN: signal.signal(number, self)
+            if number and signal.getsignal(number) != signal.SIG_IGN: self.heard.append(number)
+        for number in self.heard: signal.signal(number, self)
 
     def __call__(self, number, frame):
         if time.monotonic() < self.since + self.patience: return
@@ -355,7 +358,9 @@ class _Ending:
         if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt(self.name)
 
-    def over(self): self.since = math.inf # nothing is left to be interrupted
+    def over(self):
+        self.since = math.inf # nothing is left to be interrupted
+        for number in self.heard: signal.signal(number, signal.SIG_IGN) # Python takes handlers away as it ends
 
 # %% ../nbs/app/04_cli.ipynb #1ae6ae6c
 _PLAIN = {"±": "+-", "▲": "^", "▼": "v", "–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "…": "...", "→": "->", "≥": ">=",

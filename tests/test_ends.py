@@ -202,6 +202,23 @@ def test_random_moments(project):
         check_nothing_stays(project, shared)
 
 
+LATE = """
+import os, signal
+from mix_research import cli
+cli._run = lambda argv: 0
+class Last:  # goes with its module, when Python has taken handlers away
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM): kill(pid, number)
+last = Last()
+raise SystemExit(cli.main())
+"""
+
+
+def test_a_signal_while_python_ends(project):
+    command = start(project, "-c", LATE, launcher=(sys.executable,))
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (0, "")
+
+
 LOADING = """
 import time, torch
 from torch.utils.data import DataLoader
