@@ -253,16 +253,17 @@ def test_what_another_user_left():
 # --- the promise of README
 
 def given_again(project, jobs, threads, folder):
-    which = ("reproduce", "randomix/table_1", "--methods", "baseline,cutmix,mixup", "--seeds", "0,1", "--records", folder)
+    which = ("reproduce", "randomix/table_1", "--methods", "baseline,cutmix", "--seeds", "0,1", "--records", folder)
     command = [shutil.which("mix-research"), *which, "--jobs", str(jobs), "--device", "cpu"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")} | {"OMP_NUM_THREADS": str(threads)}
+    env["OMP_WAIT_POLICY"] = "passive"  # threads that spin wait very long for each other on a busy machine
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def test_an_interrupted_grid_goes_on_with_other_jobs_and_threads(project, moments=int(os.environ.get("MIX_RESEARCH_MOMENTS", 3))):
+def test_an_interrupted_grid_goes_on_with_other_jobs_and_threads(project, moments=int(os.environ.get("MIX_RESEARCH_MOMENTS", 2))):
     """Interrupted at random moments, given again with other --jobs and another number of threads: every run that had a
     checkpoint ends with the numbers that it has with the threads with which it began, bit for bit."""
-    train_with(project, epochs=40)
+    train_with(project, epochs=25)
     draw, straight, resumed = random.Random(5), {}, 0
     for threads in (1, 2):
         ended(given_again(project, 1, threads, f"straight{threads}"))
@@ -277,7 +278,7 @@ def test_an_interrupted_grid_goes_on_with_other_jobs_and_threads(project, moment
         command.communicate()
         ended(given_again(project, then, m, folder))
         found = records(project / folder)
-        assert len(found) == 6
+        assert len(found) == 4
         for key, r in found.items():
             assert r.outcome == straight[r.environment["threads"]][key].outcome, (first, n, then, m, r.environment["threads"])
             resumed += r.timing.get("resumed", 0)
