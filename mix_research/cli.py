@@ -339,6 +339,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/app/04_cli.ipynb #9681edc2
+def _importing(frame): # is a module being imported there? It may keep an exception to itself
+    while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>": frame = frame.f_back
+    return frame is not None
+
 class _Ending:
     "A handler of the signals that end a command."
     patience = 10 # seconds that the end may take
@@ -354,6 +358,10 @@ class _Ending:
 
     def __call__(self, number, frame):
         if time.monotonic() < self.since + self.patience: return
+        if _importing(frame) and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda _, now: self(number, now))
+            signal.setitimer(signal.ITIMER_REAL, .1) # and is heard once that is over
+            return
         self.name, self.since = signal.Signals(number).name, time.monotonic()
         if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt(self.name)
