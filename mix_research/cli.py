@@ -368,6 +368,7 @@ class _Ending:
 
     def over(self):
         self.since = math.inf # nothing is left to be interrupted
+        if hasattr(signal, "setitimer"): signal.setitimer(signal.ITIMER_REAL, 0)
         for number in self.heard: signal.signal(number, signal.SIG_IGN) # Python takes handlers away as it ends
 
 # %% ../nbs/app/04_cli.ipynb #1ae6ae6c
