@@ -358,10 +358,11 @@ class _Ending:
 
     def __call__(self, number, frame):
         if time.monotonic() < self.since + self.patience: return
-        if _importing(frame) and hasattr(signal, "setitimer"):
+        later = .1 if _importing(frame) else 2.5 * self.patience # until it is heard again, in case somebody keeps it
+        if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda _, now: self(number, now))
-            signal.setitimer(signal.ITIMER_REAL, .1) # and is heard once that is over
-            return
+            signal.setitimer(signal.ITIMER_REAL, later)
+            if _importing(frame): return
         self.name, self.since = signal.Signals(number).name, time.monotonic()
         if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt(self.name)
