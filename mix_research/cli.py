@@ -358,7 +358,7 @@ class _Ending:
 
     def __call__(self, number, frame):
         if time.monotonic() < self.since + self.patience: return
-        later = .1 if _importing(frame) else 2.5 * self.patience # until it is heard again, in case somebody keeps it
+        later = .02 if _importing(frame) else 2.5 * self.patience # until it is heard again, in case somebody keeps it
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda _, now: self(number, now))
             signal.setitimer(signal.ITIMER_REAL, later)
