@@ -9,8 +9,10 @@ import torch
 ROOT = Path(__file__).parent.parent
 # the commands of this environment
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-# a suite in the background ignores Ctrl-C, and so would the commands it interrupts
+# a suite in the background ignores Ctrl-C, one under nohup the end of its terminal, and so would the commands it ends
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGTERM", "SIGHUP"):
+    if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 LONGEST = ("test_survival", "test_artefacts") # begun first, so that no process is left alone with them

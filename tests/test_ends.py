@@ -29,7 +29,8 @@ def project(tmp_path):
     shutil.copytree(ROOT / "papers", tmp_path / "papers", ignore=shutil.ignore_patterns("records"))
     (tmp_path / "tmp").mkdir()
     train_for(tmp_path, 2000)
-    return tmp_path
+    yield tmp_path
+    for p in ours(tmp_path): p.kill()  # of a test that failed; they would slow down all others
 
 
 def train_for(project, epochs):
