@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 README_DIR ?= .
+# compiled modules are kept: hundreds of processes would each compile torch and fastai anew
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: reproduce test lab lib readme render bench site pins
 reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it

@@ -4,11 +4,12 @@
 
 # %% ../nbs/app/02_doctor.ipynb #561825ba
 from __future__ import annotations
-import os, platform, re, shutil, stat, subprocess, sys
+import os, platform, re, shutil, stat
 from importlib import metadata
 from pathlib import Path
 import torch
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 import mix_research
 from . import data
 from .compiled import cpp_compiler
@@ -22,31 +23,41 @@ __all__ = ['NETWORK', 'check_packages', 'check_device', 'check_kernel', 'check_d
            'read_records', 'check_records', 'examine']
 
 # %% ../nbs/app/02_doctor.ipynb #6c9723ae
-def _requirement(text) -> list[tuple]: # the line about a requirement, if there is something to say
-    r = Requirement(text)
+def _requirement(text, by="") -> list[tuple]: # the line about a requirement, if there is something to say; `by`: whose it is
+    r, whose = Requirement(text), f", by {by}" if by else ""
     extra = r.marker is not None and "extra" in str(r.marker)
     if r.marker and not extra and not r.marker.evaluate({"extra": ""}): return [] # of another system or Python
     try: found = metadata.version(r.name)
     except metadata.PackageNotFoundError:
-        if not extra: return [("FAIL", r.name, "not installed")]
+        if not extra: return [("FAIL", r.name, f"not installed{whose and '; needed' + whose}")]
         return [("note", r.name, f"not installed; the extra {str(r.marker).split(chr(34))[1]} asks for it")]
     if r.specifier.contains(found, prereleases=True): return []
-    return [("FAIL", r.name, f"{found} is installed; needed: {r.specifier}")]
+    return [("FAIL", r.name, f"{found} is installed; needed{whose}: {r.specifier}")]
 
-def _imports() -> tuple: # the line about what is imported together
-    program = "import torchvision, fastai.learner"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    if done.returncode: return "FAIL", "imports", done.stderr.strip().splitlines()[-1]
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "torchvision", "fastai", "numpy"))
-    return "ok", "packages", f"Python {platform.python_version()}, {versions}"
+def _required(package) -> list[str]: # its requirements
+    try: return metadata.requires(package) or []
+    except metadata.PackageNotFoundError: return []
+
+def _always(text): # the name of what is required, if no extra asks for it
+    r = Requirement(text)
+    return canonicalize_name(r.name) if not r.marker or r.marker.evaluate({"extra": ""}) else None
+
+def _below(package) -> list: # what it requires, what that requires, and so on
+    found = [package]
+    for p in found: found += {name: None for name in map(_always, _required(p)) if name and name not in found}
+    return found[1:]
 
 def check_packages() -> list[tuple]: # (verdict, what, text)
-    "Every requirement of this package, as it was installed; what an extra asks for need not be there."
+    "Every requirement of this package, as it was installed, and theirs; what an extra asks for need not be there."
     folder = Path(mix_research.__file__).parent
     alone = f"imported from {folder} without being installed; what it requires is not compared"
-    try: required = metadata.requires("mix-research") or ()
-    except metadata.PackageNotFoundError: return [("note", "mix-research", alone), _imports()]
-    return [line for text in required for line in _requirement(text)] + [_imports()]
+    lines = [line for text in _required("mix-research") for line in _requirement(text)]
+    if not _required("mix-research"): lines = [("note", "mix-research", alone)]
+    for p in _below("mix-research"):
+        lines += [line for text in _required(p) if _always(text) for line in _requirement(text, p)]
+    if any(verdict == "FAIL" for verdict, *_ in lines): return lines
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "torchvision", "fastai", "numpy"))
+    return [*lines, ("ok", "packages", f"Python {platform.python_version()}, {versions}")]
 
 # %% ../nbs/app/02_doctor.ipynb #71e21860
 def _device_name(device): # and how much of it there is

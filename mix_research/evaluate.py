@@ -360,6 +360,7 @@ def evaluate(
     known = store.get(record.run)
     if known and known.metrics == record.metrics: record = known # what others have added
     if name in record.evaluations and not again: return record
+    record.run.check()
     start = time.perf_counter()
     with threads(record.environment.get("threads")):
         net = trained(record, store, data_path, device, precision, bar)

@@ -84,7 +84,7 @@ def read_record(
     return Record.from_json(_content(path)[0].decode())
 
 def _entry(name, record): # of a whole record
-    from mix_research.jobs import failure_line
+    from mix_research.record import failure_line
     key, astray = record.run.key, ""
     if name != key + ENDS["record"]: astray = f"of run {key}: a copy, or of an earlier version that trained otherwise"
     failure = failure_line(record) if record.status == "failed" and not astray else ""

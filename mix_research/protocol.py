@@ -160,11 +160,13 @@ def protocol_of(
     paper:str, # a name among `papers()`
 ) -> Protocol:
     "How its tables and figures are trained. Errors: `ValueError` for an unknown name, or for what stands in the file."
-    return read_protocol(papers_dir() / check_choice("paper", paper, papers()) / "protocol.yaml")
+    return _protocol(check_choice("paper", paper, papers()))
+
+def _protocol(paper): return read_protocol(papers_dir() / paper / "protocol.yaml")
 
 def artefacts() -> dict: # "paper/artefact" -> `Artefact`
     "Every table and figure that a protocol describes."
-    return {f"{paper}/{name}": a for paper in papers() for name, a in protocol_of(paper).artefacts.items()}
+    return {f"{paper}/{name}": a for paper in papers() for name, a in _protocol(paper).artefacts.items()}
 
 # %% ../nbs/tables/01_protocol.ipynb #3a50faf7
 def chosen(
@@ -174,8 +176,8 @@ def chosen(
     datasets=(), # columns, by the paper's data sets; empty: all
 ) -> tuple: # rows and data sets, each once
     "What of an artefact is asked for. Errors: `ValueError` for an unknown name, with those that come nearest."
-    check_choice("artefact", name, list(artefacts()))
-    protocol, asked = protocol_of(name.split("/")[0]), artefacts()[name]
+    known = artefacts()
+    protocol, asked = protocol_of(check_choice("artefact", name, known).split("/")[0]), known[name]
     check_choice("preset", preset, list(protocol.presets))
     rows = [row for row in asked.rows if row in protocol.methods]
     columns = list(dict.fromkeys(dataset for dataset, _ in asked.cells))

@@ -21,7 +21,7 @@ from .run import Run
 __getattr__ = moved(__name__, Store="store", claimed="store", Log="store", read_log="store", write_atomic="store")
 
 # %% auto #0
-__all__ = ['SCHEMA', 'BadRecord', 'NewerRecord', 'sealed', 'unsealed', 'now', 'Record', 'evaluation_name']
+__all__ = ['SCHEMA', 'BadRecord', 'NewerRecord', 'sealed', 'unsealed', 'now', 'Record', 'evaluation_name', 'failure_line']
 
 # %% ../nbs/runs/07_record.ipynb #8d0f3a01
 class BadRecord(ValueError):
@@ -130,9 +130,9 @@ def _record(values): # of any schema
         raise NewerRecord(f"of a newer version of mix_research (schema {schema}, here {SCHEMA}), which is needed to read it")
     if schema not in range(1, SCHEMA + 1): raise BadRecord(f"schema {schema!r}, expected 1 to {SCHEMA}")
     if schema == 1: values["evaluations"] = {} # what it did not have
-    key, run = values.pop("key"), Run.from_dict(values.pop("run"))
+    key, run = values.pop("key"), Run.as_written(values.pop("run"))
     if run.key != key: raise BadRecord(f"key {key!r} is not that of its run")
-    if schema < 3: run = dataclasses.replace(run, channels_last=False, fused=False) # what it did not do
+    if schema < 3: run = Run.as_written(run.asdict() | dict(channels_last=False, fused=False)) # what it did not do
     return Record(run=run, **values)
 
 # %% ../nbs/runs/07_record.ipynb #c106f204
@@ -146,3 +146,11 @@ def evaluation_name(
 ) -> str: # e.g. "fgsm eps=(0, 0.1)"
     "How a record calls an evaluation."
     return " ".join([what, *(f"{k}={_text(v)}" for k, v in sorted(args.items()))])
+
+# %% ../nbs/runs/07_record.ipynb #a809a944
+def failure_line(
+    record:Record, # of a failed run
+) -> str: # in one line
+    "Which run failed, and why."
+    run, why = record.run, "".join(c if c.isprintable() else " " for c in record.error) # a terminal obeys what is not
+    return f"failed: {run.method} seed {run.seed} ({run.dataset}, {run.model}): {why}"

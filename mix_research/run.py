@@ -9,13 +9,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
-import torch
 from fastcore.basics import patch
-from . import data, models
-from .augment import Pipeline
-from .checks import Count, Fraction, Natural, Positive, Rule, check_choice, fit_fields, read
-from .methods import Method, build_method
-from .mixers import Mixer
+from .checks import Count, Fraction, Natural, Positive, Rule, check_choice, fit, fit_fields, kinds, read
 from .schedule import check_schedule
 
 # %% auto #0
@@ -67,28 +62,43 @@ class Run:
 
     def __post_init__(self):
         fit_fields(self)
+        self._agree()
+        self.check()
+
+    def _agree(self): # what its fields alone decide
         arguments = {k: _frozen(v) for k, v in sorted(self.method_args.items())}
         object.__setattr__(self, "method_args", arguments)
-        data.check_dataset(self.dataset)
-        check_choice("model", self.model, list(models.MODELS))
         check_schedule(self)
-        Pipeline((0.,), (1.,), self.pad, self.flip, self.cutout, self.size, self.min_area)
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs: they are recorded from the compiled network; allowed with compile=True")
-        self.needs()
 
     def __hash__(self): return hash(self.key)
 
-    def needs(self) -> Method:
-        "What its method brings to the training. Errors: `ValueError` for what the method does not take."
-        try: return build_method(self.method, self.method_args)
-        except (TypeError, AttributeError, LookupError, ArithmeticError) as e:
-            why = " ".join(str(e).split())
-            raise ValueError(f"method_args: {self.method} does not take {self.method_args!r} ({why})") from e
+# %% ../nbs/runs/06_run.ipynb #5352c034
+@patch
+def check(self:Run):
+    "Errors: `ValueError` for a data set, network, augmentation, method or argument of it that there is not."
+    from mix_research.augment import Pipeline
+    from mix_research.data import check_dataset
+    from mix_research.models import MODELS
+    check_dataset(self.dataset)
+    check_choice("model", self.model, list(MODELS))
+    Pipeline((0.,), (1.,), self.pad, self.flip, self.cutout, self.size, self.min_area)
+    self.needs()
 
-    def mixer(self) -> Mixer|None: # None: nothing is mixed
-        "The mixer, built; of SynerMix the one between classes."
-        return self.needs().mixer
+@patch
+def needs(self:Run): # a `Method`
+    "What its method brings to the training. Errors: `ValueError` for what the method does not take."
+    from mix_research.methods import build_method
+    try: return build_method(self.method, self.method_args)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as e:
+        why = " ".join(str(e).split())
+        raise ValueError(f"method_args: {self.method} does not take {self.method_args!r} ({why})") from e
+
+@patch
+def mixer(self:Run): # a `Mixer`; None: nothing is mixed
+    "The mixer, built; of SynerMix the one between classes."
+    return self.needs().mixer
 
 # %% ../nbs/runs/06_run.ipynb #7c301e08
 @patch
@@ -105,11 +115,23 @@ def from_dict(cls:Run,
 
 def _default(f): return f.default_factory() if f.default is dataclasses.MISSING else f.default
 
+_DEFAULT = {f.name: _default(f) for f in dataclasses.fields(Run)}
+
+@patch(cls_method=True)
+def as_written(cls:Run,
+    values:dict, # name of a field -> its value; the others are at their default
+) -> Run:
+    "As `from_dict`, but nothing is looked up or built: see `check`."
+    for name in values: check_choice("field of Run", name, list(_DEFAULT))
+    run, kind = object.__new__(cls), kinds(cls)
+    vars(run).update(_DEFAULT | {name: fit(value, kind[name], name) for name, value in values.items()})
+    run._agree()
+    return run
+
 @patch(as_prop=True)
 def key(self:Run) -> str: # 16 hexadecimal digits
     "Hash of the canonical JSON of all fields that are not at their default."
-    default = {f.name: _default(f) for f in dataclasses.fields(Run)}
-    changed = {k: v for k, v in self.asdict().items() if v != default[k]}
+    changed = {k: v for k, v in self.asdict().items() if v != _DEFAULT[k]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/runs/06_run.ipynb #7c301e12
@@ -117,7 +139,8 @@ def generator_for(
     run:Run, # its seed
     purpose:str, # what the numbers are for
     device="cpu", # where they are drawn
-) -> torch.Generator:
+): # a `torch.Generator`
     "A generator of its own for each purpose: the same for all methods of one seed."
+    import torch
     seed = hashlib.sha256(f"{run.seed}/{purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(seed[:7], "big"))

@@ -4,13 +4,11 @@
 
 # %% ../nbs/tables/04_study.ipynb #b97c37aa
 from __future__ import annotations
-from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
-from . import data, sentences
+from . import sentences
 from . import table as tables
-from .jobs import Task, check_jobs, train_tasks
 from .parallel import launched
 from .protocol import METRICS, SCENARIO, artefacts, chosen, protocol_of, reference
 from .record import NewerRecord, evaluation_name
@@ -50,7 +48,8 @@ class Study:
         self.methods, self.datasets = chosen(name, preset, methods, datasets)
         paper, self.artefact = name.split("/")
         self.name, self.folder, self.data_path = name, papers_dir() / paper, data_path or None
-        self.protocol, self.spec = protocol_of(paper), artefacts()[name]
+        self.protocol = protocol_of(paper)
+        self.spec = self.protocol.artefacts[self.artefact]
         self.labels, self.preset, self.amount = self.protocol.labels, preset, self.protocol.presets[preset]
         self.note = self.amount.note
         self.seeds = _seeds(seeds, self.amount.seeds)
@@ -103,7 +102,8 @@ def run(self:Study,
         dict(dataset=dataset, model=model, seed=seed),
         preset,
     ]
-    return _shortened(Run.from_dict({k: v for layer in layers for k, v in layer.items()}), self.amount.epochs_share)
+    run = Run.as_written({k: v for layer in layers for k, v in layer.items()})
+    return _shortened(run, self.amount.epochs_share)
 
 # %% ../nbs/tables/04_study.ipynb #b5e1fdd2
 def _method(p, method, dataset, model): # what a row says, with its arguments for this network and this data set
@@ -114,7 +114,8 @@ def _method(p, method, dataset, model): # what a row says, with its arguments fo
 def _shortened(run, share): # a share of the epochs, and of those at which a step schedule steps
     if share == 1: return run
     def part(epochs): return max(1, round(share * epochs))
-    return replace(run, epochs=part(run.epochs), milestones=tuple(dict.fromkeys(map(part, run.milestones))))
+    shorter = dict(epochs=part(run.epochs), milestones=tuple(dict.fromkeys(map(part, run.milestones))))
+    return Run.as_written(run.asdict() | shorter)
 
 # %% ../nbs/tables/04_study.ipynb #8bb87e0f
 def _columns(study): # data set, network and further settings of each
@@ -274,10 +275,11 @@ def wanted(self:Study,
     run:Run, # of this study
 ) -> list: # (evaluation, arguments)
     "What the table or figure needs beyond the training."
+    from mix_research.data import VALIDATED
     metrics = [METRICS[m] for m in self.metrics(run.dataset).values() if m in METRICS]
     wanted = [(m.evaluation, m.args) for m in metrics] + [(name, {}) for name in self.spec.evaluations]
     each = {evaluation_name(what, args): (what, args) for what, args in wanted}.values()
-    return [(what, args) for what, args in each if args.get("part") != "valid" or run.dataset in data.VALIDATED]
+    return [(what, args) for what, args in each if args.get("part") != "valid" or run.dataset in VALIDATED]
 
 @patch
 def missing_data(self:Study,
@@ -285,6 +287,7 @@ def missing_data(self:Study,
     again:bool=False, # for what has a record, too
 ):
     "Raises `data.DataNotFound` if a run that is to be trained lacks its data."
+    from mix_research import data
     lacking = dict.fromkeys(task.run.dataset for task in _tasks([self], again))
     for name in lacking: data.load(name, self.data_path, download)
 
@@ -295,6 +298,7 @@ def train(self:Study, **kw) -> list: # records of failed runs
 
 # %% ../nbs/tables/04_study.ipynb #5f7a85a2
 def _tasks(studies, again=False): # of each run that is not finished, with all that any of the studies wants of it
+    from mix_research.task import Task
     tasks = {}
     for s in studies:
         records = {} if again else s.records()
@@ -318,14 +322,18 @@ def train_all(
     resume:bool=True, # go on from checkpoints
     log:str="", # "tensorboard", see `train.train`
 ) -> list: # records of failed runs
-    "Trains and evaluates what has no successful record, each run once. Errors: `DataNotFound` before any training."
+    """Trains and evaluates what has no successful record, each run once. Errors, before any training: `DataNotFound`;
+    `ValueError` for a run of the protocol that there is no way to train."""
+    from mix_research.jobs import check_jobs, train_tasks
     check_jobs(jobs, scheduler, launched(device))
     if not scheduler:
         for s in studies: s.missing_data(download, again)
     name = studies[0].name if len(studies) == 1 else f"{len(studies)} artefacts"
     how = dict(device=device, download=download, progress=progress, keep_weights=keep_weights, jobs=jobs,
                scheduler=scheduler, resume=resume, log=log, again=again)
-    return train_tasks(_tasks(studies, again), title=f"{name} {studies[0].preset}", **how)
+    tasks = _tasks(studies, again)
+    for task in tasks: task.run.check()
+    return train_tasks(tasks, title=f"{name} {studies[0].preset}", **how)
 
 # %% ../nbs/tables/04_study.ipynb #3e66a3a4
 def open_study(

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from .environment import threads
 from .parallel import broadcast, is_main, launched
-from .record import NewerRecord, Record, evaluation_name, now
+from .record import NewerRecord, Record, evaluation_name, failure_line, now
 from .run import Run
 from .store import Store, set_aside
 from .weights import read_weights
 
+_all_ = ["failure_line"] # it was here
+
 # %% auto #0
-__all__ = ['Task', 'failure_line', 'failure', 'attended', 'finish']
+__all__ = ['Task', 'failure', 'attended', 'finish', 'failure_line']
 
 # %% ../nbs/runs/19_task.ipynb #be940a26
 @dataclass
@@ -51,13 +53,6 @@ class Task:
         return old and (self.again or record.status != "ok")
 
 # %% ../nbs/runs/19_task.ipynb #3545f073
-def failure_line(
-    record:Record, # of a failed run
-) -> str:
-    "Which run failed, and why."
-    run, why = record.run, "".join(c if c.isprintable() else " " for c in record.error) # a terminal obeys what is not
-    return f"failed: {run.method} seed {run.seed} ({run.dataset}, {run.model}): {why}"
-
 def failure(
     task:Task, # that could not be finished
     error:str, # why

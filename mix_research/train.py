@@ -232,6 +232,7 @@ def train_now(
     parallel=None, # the processes that train together, from `parallel.launched`
 ) -> Record: # of this training
     "Trains, whatever there is."
+    run.check()
     device = torch.device(parallel.device if parallel else device or best_device())
     d, start = load(run, data_path, download), time.perf_counter()
     training = _Training(run, store, device, parallel, check_choice("log", log, LOGS), listener)

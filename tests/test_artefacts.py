@@ -12,7 +12,7 @@ import yaml
 from papermill import inspect_notebook
 
 from conftest import ROOT
-from mix_research.study import Study, artefacts
+from mix_research.study import Study, artefacts, protocol_of
 from test_cli import cli
 
 NAMES = list(artefacts())
@@ -98,6 +98,13 @@ def test_paper_columns_are_the_reference(name):
     shown = {(c, row): v for c in columns for row, v in zip(spec["rows"], table[c]) if v}
     assert shown == expected
     assert len(shown) or not name.startswith(("randomix/table", "lmix/table", "miamix/table"))
+
+
+def test_every_run_of_every_protocol_can_be_trained():
+    """Tables are listed without it: what a protocol says of data, networks, methods and arguments is looked up here."""
+    runs = {run for name in NAMES for preset in protocol_of(name.split("/")[0]).presets for run in Study(name, preset).runs}
+    assert len(runs) > 1000
+    for run in runs: run.check()
 
 
 def shown_by(notebook):

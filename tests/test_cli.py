@@ -180,6 +180,14 @@ def test_questions_and_refusals_import_nothing_heavy(argv, tmp_path, record_prop
     record_property("CPU seconds", seconds)
 
 
+@pytest.mark.parametrize("argv", ["list", "status", "show randomix/table_1", "reproduce randomix/table_1 --dry-run"])
+def test_who_only_reads_waits_for_no_torch(argv, project, record_property):
+    shutil.copytree(ROOT / "papers/randomix/records", project / "papers/randomix/records")
+    code, seconds, heavy, out, err = asked(project, *argv.split())
+    assert (code, err) == (0, "") and set(heavy) <= {"pandas"} and out
+    record_property("CPU seconds", seconds)
+
+
 NEAREST = {
     "randomix/tabel_1": ("artefact", "randomix/table_1"),
     "randomix/table_1 --methods randomx": ("methods", "randomix"),
