@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 # %% auto #0
-__all__ = ['WIDTH', 'Count', 'Natural', 'Positive', 'Fraction', 'WORDS', 'check_choice', 'check_positive', 'check_range', 'Rule',
-           'fit', 'kinds', 'fit_fields', 'read', 'moved']
+__all__ = ['WIDTH', 'Count', 'Natural', 'Positive', 'Fraction', 'WORDS', 'check_choice', 'several', 'check_positive',
+           'check_range', 'Rule', 'fit', 'kinds', 'fit_fields', 'read', 'moved']
 
 # %% ../nbs/mixing/01_checks.ipynb #2829d169
 WIDTH = 120 # columns that a message may take
@@ -33,6 +33,14 @@ def check_choice(
         nearest = get_close_matches(str(value), words, n=3, cutoff=0.)
         message = f"{name}: unknown {repr(value)[:62]}; nearest: {', '.join(nearest)}"
     raise ValueError(message)
+
+# %% ../nbs/mixing/01_checks.ipynb #cc9299be
+def several(
+    value, # a list of values; a text, whose parts commas separate; or one value
+) -> list:
+    "What was given, as a list."
+    if isinstance(value, str): return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple, range, set)) else [value]
 
 # %% ../nbs/mixing/01_checks.ipynb #6a6617c8
 def check_positive(

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 import yaml
-from .checks import Natural, Rule, check_choice, read
+from .checks import Natural, Rule, check_choice, read, several
 from .store import papers_dir
 
 # %% auto #0
@@ -181,6 +181,7 @@ def chosen(
     check_choice("preset", preset, list(protocol.presets))
     rows = [row for row in asked.rows if row in protocol.methods]
     columns = list(dict.fromkeys(dataset for dataset, _ in asked.cells))
+    methods, datasets = several(methods), several(datasets)
     for row in methods: check_choice("methods", row, rows)
     for column in datasets: check_choice("datasets", column, columns)
     return list(dict.fromkeys(methods or rows)), list(dict.fromkeys(datasets or columns))

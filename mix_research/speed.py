@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from . import assemble
-from .checks import check_choice
+from .checks import check_choice, several
 from .compiled import Compiled
 from .dataset import Dataset
 from .environment import environment
@@ -376,5 +376,6 @@ def plan(
     if gpu: names = ["matrix_bfloat16", *names]
     if gpu and not quick: names = ["training_preact_resnet18_plain", "training_preact_resnet18_512", *names]
     if not quick: names += ["mixers_224", "training_preact_resnet18", "training_resnet50"]
+    only = several(only)
     for name in only: check_choice("only", name, names)
     return {f"{device}_{name}": known[name] for name in names if not only or name in only}

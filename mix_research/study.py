@@ -9,6 +9,7 @@ import pandas as pd
 from fastcore.basics import patch
 from . import sentences
 from . import table as tables
+from .checks import several
 from .parallel import launched
 from .protocol import METRICS, SCENARIO, artefacts, chosen, protocol_of, reference
 from .record import NewerRecord, evaluation_name
@@ -24,8 +25,9 @@ __all__ = ['Study', 'train_all', 'open_study', 'METRICS', 'PACKAGE', 'artefacts'
 
 # %% ../nbs/tables/04_study.ipynb #2fbd5bcd
 def _seeds(given, default):
+    given = [int(s) if isinstance(s, str) and s.isdecimal() else s for s in several(given)]
     for s in given:
-        if not isinstance(s, int) or s < 0: raise ValueError(f"seeds: expected integers >= 0, got {s!r}")
+        if type(s) is not int or s < 0: raise ValueError(f"seeds: expected integers >= 0, got {s!r}")
     return list(dict.fromkeys(given or default))
 
 def _folders(records, own): # of records; the first is written to
