@@ -181,6 +181,17 @@ def test_while_a_notebook_is_executed(project, argv):
         check_nothing_stays(project, shared)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kernels split off one process on Linux")
+@pytest.mark.parametrize("number, group", [(signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGKILL, False)])
+def test_while_notebooks_split_off_one_process(project, number, group):
+    command = start(project, "show", "--all", "--out", "shown")
+    until(lambda: len(running(project, "kernels._become")) > 1)
+    shared = send(project, command, number, group)
+    if number == signal.SIGKILL: command.communicate()
+    else: last_line(command, number)
+    check_nothing_stays(project, shared)
+
+
 def at_a_moment(project, command, number, group, draw):
     """A signal while a command starts or, more often, while its kernel or its processes do something."""
     if draw.random() < .3: time.sleep(draw.uniform(.3, 5))
