@@ -68,9 +68,17 @@ def test_batches(
     "The batches that accuracy is measured on."
     return d.batches(part, max(run.batch_size, 500) if d.side else run.batch_size, device)
 
-def best_device() -> torch.device:
-    "The GPU if there is one."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def best_device(
+    asked:torch.device|str|None=None, # "cpu", "cuda", "cuda:1"; None: the GPU if there is one
+) -> torch.device:
+    "Where to compute. Errors: `ValueError` for a device that is not there."
+    if asked is None: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    try: device = torch.device(asked)
+    except (RuntimeError, TypeError): device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= len(here) - 1):
+        raise ValueError(f"device: {asked} is not there; allowed: {', '.join(here)}")
+    return device
 
 # %% ../nbs/runs/14_assemble.ipynb #f54d47db
 def build_model(

@@ -21,9 +21,8 @@ __getattr__ = moved(__name__, execute="notebooks", export="notebooks") # where t
 def _names(text): return [v for v in text.split(",") if v]
 
 def _numbers(text):
-    try: return [int(v) for v in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected integers separated by commas, got {text!r}") from None
+    if all(v.isdecimal() for v in _names(text)): return [int(v) for v in _names(text)]
+    raise argparse.ArgumentTypeError(f"expected integers >= 0, separated by commas, got {text!r}")
 
 Folder = Annotated[str, dict(metavar="DIR")]
 Number = Annotated[int, dict(metavar="N", type=int)]
@@ -57,9 +56,11 @@ def _studies(artefact, every, preset, seeds, methods, datasets, records, **how) 
     if every == bool(artefact): raise ValueError("artefact: expected either one, e.g. randomix/table_1, or --all")
     if every and methods: raise ValueError("--methods: rows differ from table to table; allowed with one artefact")
     if every and datasets: raise ValueError("--datasets: columns differ from table to table; allowed with one artefact")
+    from mix_research.listing import names_in
     from mix_research.protocol import artefacts, chosen
     wanted = list(artefacts()) if every else [artefact]
     for name in wanted: chosen(name, preset, methods, datasets) # refuses what a study would, but at once
+    if records: names_in(records) # refuses what is no folder
     from mix_research.study import Study
     return [Study(name, preset, seeds, methods, records, datasets=datasets, **how) for name in wanted]
 
@@ -295,7 +296,7 @@ def cmd_bench(
     from mix_research import notebooks, speed
     from mix_research.assemble import best_device
     from mix_research.store import default_records, papers_dir
-    speed.plan(device or str(best_device()), quick, only)
+    speed.plan(best_device(device).type, quick, only)
     folder = Path(out or default_records().parent)
     target, measurements = folder / "speed.ipynb", folder / "speed"
     given = dict(measure=True, quick=quick, only=list(only), device=device or "", threads=threads)

@@ -129,10 +129,13 @@ class Cluster:
 
     def __enter__(self):
         "Errors: `ValueError` that says why there is none."
-        try: from dask.distributed import Client, Event
+        try:
+            from dask.distributed import Client, Event
+            from distributed.comm.addressing import get_address_host_port
         except ImportError:
             raise ValueError("scheduler: dask is not installed; pip install 'mix-research[cluster]'") from None
         try:
+            get_address_host_port(self.address) # of what is no address, Client leaves half of itself
             self.client = Client(self.address, timeout="20s", set_as_default=False)
             self._look()
         except (OSError, TimeoutError, ValueError) as e:

@@ -130,7 +130,7 @@ def trained(
                          "there is nothing to evaluate")
     check_choice("precision", precision, ("float32", "bfloat16"))
     store = store if isinstance(store, Store) else Store(store)
-    device = torch.device(device or best_device())
+    device = best_device(device)
     d, found = load(run, data_path), data.load(run.dataset, data_path).fingerprint
     if record.environment.get("data", found) != found:
         raise ValueError(f"data: {run.dataset} holds other images here than those that {run.key} was trained on")

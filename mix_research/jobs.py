@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 import torch
 from tqdm import tqdm
+from .assemble import best_device
 from .cluster import Cluster
 from .parallel import broadcast, is_main, launched
 from .processes import Processes
@@ -104,9 +105,10 @@ def train_tasks(
     again:bool=False, # train even what has a record
     title:str="", # before the bar
 ) -> list: # records of failed runs
-    "Trains and evaluates what has no successful record. Errors: `ValueError` for `jobs` that cannot be."
+    "Trains and evaluates what has no successful record. Errors: `ValueError` for `jobs` or a `device` that cannot be."
     parallel = launched(device)
     check_jobs(jobs, scheduler, parallel)
+    if not scheduler: best_device(device)
     how = dict(device=device, download=download, keep_weights=keep_weights, resume=resume, log=log, again=again)
     how["threads"] = 0 if scheduler else _threads_each(jobs)
     tasks = [replace(task, before=_before(task), **how) for task in broadcast(parallel, tasks)]

@@ -6,8 +6,7 @@
 from __future__ import annotations
 import contextlib, os
 from dataclasses import dataclass, field, replace
-import torch
-from .environment import threads
+from .environment import environment, threads
 from .parallel import broadcast, is_main, launched
 from .record import NewerRecord, Record, evaluation_name, failure_line, now
 from .run import Run
@@ -58,9 +57,10 @@ def failure(
     error:str, # why
 ) -> Record:
     "A failed record, written unless there is a success (whose evaluation failed), a later version's, or no room for it."
-    from mix_research import train
-    environment = train.environment(torch.device(task.device or train.best_device()))
-    record = Record(task.run, "failed", {}, [], {}, environment, now(), error)
+    from mix_research.assemble import best_device
+    try: device = best_device(task.device)
+    except ValueError: device = best_device() # which may be why it failed
+    record = Record(task.run, "failed", {}, [], {}, environment(device), now(), error)
     with contextlib.suppress(OSError, NewerRecord): task.store.put(record)
     return record
 

@@ -233,7 +233,7 @@ def train_now(
 ) -> Record: # of this training
     "Trains, whatever there is."
     run.check()
-    device = torch.device(parallel.device if parallel else device or best_device())
+    device = parallel.device if parallel else best_device(device)
     d, start = load(run, data_path, download), time.perf_counter()
     training = _Training(run, store, device, parallel, check_choice("log", log, LOGS), listener)
     gpus = [device] if device.type == "cuda" else []

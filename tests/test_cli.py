@@ -8,6 +8,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 import yaml
 
 from conftest import ROOT
@@ -160,6 +161,9 @@ LIGHT = {
     "reproduce randomix/table_1 --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "reproduce --all --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "reproduce randomix/table_1 --log wandb": "log: unknown 'wandb'; allowed: tensorboard",
+    "show randomix/table_1 --seeds 0,-1": "argument --seeds: expected integers >= 0, separated by commas, got '0,-1'",
+    "show randomix/table_1 --records /dev/null": "records: expected a folder, got /dev/null, a file",
+    "reproduce randomix/table_1 --records /dev/null": "records: expected a folder, got /dev/null, a file",
     "bench --device tpu": "device: unknown 'tpu'; allowed: cpu, cuda",
     "bench --threads -1": "--threads: expected an integer >= 0, got -1",
     "show --all --preset papre": "preset: unknown 'papre'; allowed: smoke, short, paper, fast",
@@ -175,7 +179,8 @@ def test_questions_and_refusals_import_nothing_heavy(argv, tmp_path, record_prop
     code, seconds, heavy, out, err = asked(tmp_path, *argv.split())
     assert heavy == [], heavy
     assert code == (2 if LIGHT[argv] else 0)
-    assert err == (f"mix-research: {LIGHT[argv]}" if LIGHT[argv] else "")
+    lines = [line for line in err.splitlines() if not line.startswith(("usage: ", " "))]
+    assert len(lines) == bool(LIGHT[argv]) and err.endswith(LIGHT[argv]), err
     assert not list(tmp_path.iterdir())
     record_property("CPU seconds", seconds)
 
@@ -186,6 +191,14 @@ def test_who_only_reads_waits_for_no_torch(argv, project, record_property):
     code, seconds, heavy, out, err = asked(project, *argv.split())
     assert (code, err) == (0, "") and set(heavy) <= {"pandas"} and out
     record_property("CPU seconds", seconds)
+
+
+@pytest.mark.parametrize("argv", ["reproduce randomix/table_1 --jobs 2", "reproduce --all", "bench --quick"])
+def test_a_gpu_that_is_not_there(argv, project):
+    absent = f"cuda:{torch.cuda.device_count()}"
+    err = cli(project, *argv.split(), "--device", absent, code=2).stderr
+    assert err.startswith(f"mix-research: device: {absent} is not there; allowed: cpu") and err.count("\n") == 1
+    assert not (project / "reproduced").exists()
 
 
 NEAREST = {

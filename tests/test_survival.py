@@ -389,10 +389,12 @@ def test_dask_cluster_loses_a_worker(project):
     assert {p.stem for p in (project / "cluster/weights").iterdir()} == set(there)
 
 
-def test_no_scheduler_is_one_line(project):
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "tcp://", "127.0.0.1:none"])
+def test_no_scheduler_is_one_line(address, project):
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
-    command = start(project, "reproduce", "randomix/table_1", "--scheduler", "tcp://127.0.0.1:9")
-    assert "scheduler: no dask scheduler answers" in ended(command, code=2)
+    command = start(project, "reproduce", "randomix/table_1", "--scheduler", address)
+    lines = ended(command, code=2).strip().splitlines()
+    assert lines[-1].startswith(f"mix-research: scheduler: no dask scheduler answers at '{address}' ("), lines
 
 
 LAUNCH = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
