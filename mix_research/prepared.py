@@ -69,7 +69,7 @@ def key_of(
     return h.hexdigest()[:16]
 
 # %% ../nbs/inputs/08_prepared.ipynb #aaf5df73
-_BLOCK = 1 << 24 # bytes
+_BLOCK, _PIECE = 1 << 24, 1 << 20 # bytes that have a checksum, and that are read at once
 ABOUT = "prepared.json"
 
 def _cores(): return min(8, os.cpu_count() or 1)
@@ -78,7 +78,9 @@ def _checksums(path): # of a file, block by block
     def checksum(start):
         with open(path, "rb") as f:
             f.seek(start)
-            return zlib.crc32(f.read(_BLOCK))
+            found = 0
+            for _ in range(_BLOCK // _PIECE): found = zlib.crc32(f.read(_PIECE), found)
+            return found
     with ThreadPoolExecutor(_cores()) as pool: return list(pool.map(checksum, range(0, path.stat().st_size, _BLOCK)))
 
 def _sealed(about): # what is known of a copy, as text that knows its own checksum
