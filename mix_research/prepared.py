@@ -103,7 +103,7 @@ def _kept(folder): # the data set in it; None: there is none, or it is damaged
         if not whole: return None
         d = Dataset(about["name"], classes=about["classes"], **{name: _mapped(path) for name, path in files.items()})
         return d.known_as(about["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError): return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError): return None
 
 # %% ../nbs/inputs/08_prepared.ipynb #a15465ec
 def _write(path, content): # all of it, down to the disk
@@ -142,10 +142,11 @@ def _keep(d, folder): # as it is read from then on; where it cannot be kept, as 
         part.rename(folder)
         sync_folder(folder.parent)
     except OSError as e:
-        shutil.rmtree(part, ignore_errors=True)
         _say(d.name, folder.parent, e)
         return d
-    return _kept(folder) or d
+    finally: shutil.rmtree(part, ignore_errors=True) # if it is still there
+    found = _kept(folder)
+    return d if found is None else found
 
 def _say(name, place, e):
     why = one_line(e.strerror or e)
