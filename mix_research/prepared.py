@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from .dataset import Dataset
 from .download import one_line
-from .files import held, locked, read_file, sync_folder, user_cache
+from .files import locked, read_file, sync_folder, user_cache
 
 # %% auto #0
 __all__ = ['ABOUT', 'stamp', 'key_of', 'prepared']
@@ -164,8 +164,9 @@ def _enter(stack, places, name): # the first place whose lock can be taken; None
     errors = []
     for place in places:
         try:
-            if held(place / "lock"): print(f"waiting: {name} is being prepared by another process", file=sys.stderr)
-            stack.enter_context(locked(place / "lock"))
+            if not stack.enter_context(locked(place / "lock", wait=False)):
+                print(f"waiting: {name} is being prepared by another process", file=sys.stderr)
+                stack.enter_context(locked(place / "lock"))
             return place, None
         except OSError as e: errors.append(e)
     return None, errors[0]

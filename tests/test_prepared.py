@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,15 @@ def test_whoever_writes_into_images_writes_into_nobody_elses(tmp_path):
 # ---- several processes, and a full disk ----
 
 LOAD = """
-import resource, sys
+import os, resource, sys
 from mix_research import data, readers
 readers.PUBLISHED = {} # small trees
 limit = int(sys.argv[2])
 if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if sys.argv[3]: # another user
+    data.load("digits")
+    os.setgid(65534)
+    os.setuid(65534)
 print("imported", flush=True)
 sys.stdin.readline()
 d = data.load("cifar10", sys.argv[1])
@@ -119,9 +124,9 @@ sys.stdin.readline()
 """
 
 
-def start(root, limit=0):
+def start(root, limit=0, another_user=False):
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, "-c", LOAD, root, str(limit)], **pipes)
+    return subprocess.Popen([sys.executable, "-c", LOAD, root, str(limit), "other" if another_user else ""], **pipes)
 
 
 def go_on(process):
@@ -160,6 +165,23 @@ def test_without_room_the_data_set_is_used_all_the_same(tmp_path):
     out, err = process.communicate("\n\n")
     assert out.split() == ["imported", data.load("cifar10", tmp_path).fingerprint]
     assert err.startswith("not kept: cifar10 cannot be prepared in ") and err.count("\n") == 1 and "(File too large)" in err
+
+
+@LINUX
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as another user")
+def test_who_may_not_write_there_keeps_it_in_the_cache(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        root, cache = Path(folder, "root"), Path(folder, "cache")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        os.chmod(folder, 0o755)
+        for place in (root, cache): place.mkdir()
+        write_cifar(root, np.random.default_rng(0), 10, 20)
+        for mode, said in ((0o777, ""), (0o700, f"not kept: cifar10 cannot be prepared in {root}/prepared/cifar10 ")):
+            os.chmod(cache, mode)
+            out, err = start(root, another_user=True).communicate("\n\n")
+            assert len(out.split()) == 2 and err.startswith(said) and err.count("\n") == bool(said), out + err
+        assert len(list(cache.glob("mix_research/prepared/*/cifar10/*/x.npy"))) == 1
+        assert not (root / "prepared").exists()
 
 
 # ---- what is published ----
