@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from tqdm import tqdm
-from .files import opened, read_file, write_atomic
+from .files import opened, read_file, user_cache, write_atomic
 from .store import ENDS, PACKAGE
 
 # %% auto #0
@@ -141,10 +141,9 @@ def index_path(
     folder:str|Path, # of records
 ) -> Path|None: # None: there is no place for it
     "Where it is remembered what lies in a folder."
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache): cache = os.path.expanduser("~/.cache")
+    cache = user_cache()
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    return Path(cache, "mix_research", f"{name}.json") if os.path.isabs(cache) else None
+    return None if cache is None else cache / f"{name}.json"
 
 def _seal(text): # of an index, and of the package that made it
     digest = hashlib.sha256(text)

@@ -5,7 +5,7 @@
 # %% ../nbs/inputs/01_loaders.ipynb #5c04223f
 from __future__ import annotations
 import math, os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -135,6 +135,18 @@ class Batches(Loader):
         items = self.dataset if dataset is None else dataset
         return Batches(items.x, items.y, self.order.batch_size, shuffle, drop_last, self.order.generator)
 
+# %% ../nbs/inputs/01_loaders.ipynb #f0ff4920
+def _plain(im, max_side): # is it a JPEG file that torchvision decodes as PIL does?
+    return im.format == "JPEG" and im.mode in ("RGB", "L") and max(im.size) <= max_side
+
+def _shrunk(im, max_side): # by PIL, (H, W, 3)
+    from PIL import Image
+    im.draft("RGB", (max_side, max_side))
+    im = im.convert("RGB")
+    scale = max_side / max(im.size)
+    if scale < 1: im = im.resize([max(1, round(n * scale)) for n in im.size], Image.Resampling.BILINEAR)
+    return np.array(im)
+
 # %% ../nbs/inputs/01_loaders.ipynb #ade0865e
 def decode(
     path:str, # an image file
@@ -142,14 +154,13 @@ def decode(
 ) -> Tensor: # (3, H, W) uint8
     "One photograph. Errors: `ValueError` that names a file which is not a whole image."
     from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
     if not os.path.isfile(path): raise ValueError(f"{path}: no such file") # nor a pipe, which would be waited for
     try:
         with Image.open(path) as im:
-            im.draft("RGB", (max_side, max_side))
-            im = im.convert("RGB")
-            scale = max_side / max(im.size)
-            if scale < 1: im = im.resize([max(1, round(n * scale)) for n in im.size], Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(im)).permute(2, 0, 1)
+            if _plain(im, max_side):
+                with suppress(RuntimeError): return decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
+            return torch.from_numpy(_shrunk(im, max_side)).permute(2, 0, 1)
     except Exception as e: # a damaged one can raise anything
         raise ValueError(f"{path}: not a readable image ({e})") from e
 

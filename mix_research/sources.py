@@ -48,6 +48,9 @@ _MINI = ("train.csv, val.csv and test.csv there, from https://github.com/twitter
 _IMAGENET = ("ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there, from "
     "https://image-net.org with an account, or train/ and val/ with a folder of images for each class")
 
+_TINY_40 = ("40 of the classes of tiny-imagenet-200.zip there, in its own layout, and only these in wnids.txt, train/ and "
+    "val/val_annotations.txt")
+
 def _fashion(file, md5):
     url = f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{file}"
     how = "the four .gz files there, or install Debian's dataset-fashion-mnist"
@@ -76,6 +79,7 @@ SOURCES = {
         Source("svhn/test_32x32.mat", _HOUSES + "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3")],
     "tiny_imagenet": [
         Source("tiny-imagenet-200", _TINY + "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")],
+    "tiny_imagenet_40": [Source("tiny-imagenet-200", "", how=_TINY_40)],
     "mini_imagenet": [Source("mini_imagenet", "", how=_MINI)],
     "imagenet": [Source("imagenet", "", how=_IMAGENET)],
     "food101": [

@@ -4,19 +4,20 @@
 
 # %% ../nbs/inputs/06_speech.ipynb #77fd2301
 from __future__ import annotations
-import hashlib, json, math, os, warnings, wave, zipfile
+import math, os, wave
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from .download import one_line, plain_file, read_text
 
 # %% auto #0
 __all__ = ['VERSION', 'RATE', 'KEYWORDS', 'CLASSES', 'NOISE', 'SEED', 'BANDS', 'FRAMES', 'N_FFT', 'HOP', 'LEVELS', 'LONGEST',
            'STRETCH', 'mel', 'mel_filters', 'log_mel', 'as_image', 'read_wav', 'one_second', 'split_clips',
-           'choose_clips', 'silences', 'make_spectrograms', 'spectrograms']
+           'choose_clips', 'silences', 'spectrograms']
 
 # %% ../nbs/inputs/06_speech.ipynb #8877039d
 VERSION = "0.01" # of the data set, the challenge's; 0.02 has the same layout, more clips and five more words
@@ -164,9 +165,12 @@ def _as_images(x): return as_image(log_mel(torch.from_numpy(x).float() / 2**15))
 def _images(folder, clips):
     def read(clip): return one_second(read_wav(folder / clip))
     out = torch.empty(len(clips), 1, BANDS, FRAMES, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:
+    look = dict(desc="speech_commands", unit=" clips", delay=2, leave=False, disable=None, dynamic_ncols=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(clips), **look) as bar:
         for i in range(0, len(clips), 512):
-            out[i:i + 512, 0] = _as_images(np.stack(list(pool.map(read, clips[i:i + 512]))))
+            sounds = np.stack(list(pool.map(read, clips[i:i + 512])))
+            out[i:i + 512, 0] = _as_images(sounds)
+            bar.update(len(sounds))
     return out
 
 # %% ../nbs/inputs/06_speech.ipynb #a861c099
@@ -180,11 +184,11 @@ def _recordings(folder):
     return list(recordings.values())
 
 # %% ../nbs/inputs/06_speech.ipynb #268c235d
-def make_spectrograms(
-    folder:Path, # of the data set
+def spectrograms(
+    folder:str|Path, # of the data set: a folder for each word, `validation_list.txt` and `testing_list.txt`
 ) -> dict: # "train_x": (N, 1, 32, 32) uint8, "train_y": (N,) int64, and the same for "valid" and "test"
     "The whole data set, from its files. Errors: `ValueError` that names the file."
-    g, out = torch.Generator().manual_seed(SEED), {}
+    folder, g, out = Path(folder), torch.Generator().manual_seed(SEED), {}
     recordings = _recordings(folder)
     for part, clips in split_clips(folder).items():
         clips, labels, n = choose_clips(clips, g)
@@ -194,54 +198,3 @@ def make_spectrograms(
         out[part + "_x"] = torch.cat([_images(folder, clips), *quiet])
         out[part + "_y"] = torch.tensor(labels + [CLASSES.index("silence")] * n)
     return out
-
-# %% ../nbs/inputs/06_speech.ipynb #700da91a
-def _key():
-    decides = dict(version=VERSION, format=1, bands=BANDS, n_fft=N_FFT, hop=HOP, levels=LEVELS,
-        rate=RATE, seed=SEED, stretch=STRETCH, classes=CLASSES)
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-
-# %% ../nbs/inputs/06_speech.ipynb #c7ac35d0
-def _keep(made, cache):
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f: np.savez(f, **{k: v.numpy() for k, v in made.items()})
-        part.replace(cache)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        warnings.warn(f"{cache}: cannot be written ({e}); the spectrograms will be made again next time", stacklevel=3)
-
-# %% ../nbs/inputs/06_speech.ipynb #a6607d03
-def _whole(made):
-    parts = [(made.get(f"{part}_x"), made.get(f"{part}_y")) for part in STRETCH]
-    if len(made) != 2 * len(parts) or any(v is None for pair in parts for v in pair): return False
-    shapes = all(x.shape == (len(y), 1, BANDS, FRAMES) and y.ndim == 1 and len(y) for x, y in parts)
-    kinds = all(x.dtype == torch.uint8 and y.dtype == torch.int64 for x, y in parts)
-    return shapes and kinds and all(0 <= y.min() <= y.max() < len(CLASSES) for _, y in parts)
-
-def _kept(cache): # None: there is nothing, or it was damaged and is removed
-    try:
-        with zipfile.ZipFile(plain_file(cache)) as z: packed = any(member.compress_type for member in z.infolist())
-        if not packed:
-            with np.load(cache) as z: made = {k: torch.from_numpy(z[k]) for k in z.files}
-            if _whole(made): return made
-    except FileNotFoundError: return None
-    except Exception: # a damaged one can raise anything
-        if not cache.is_file(): raise
-    cache.unlink()
-
-# %% ../nbs/inputs/06_speech.ipynb #49a3be81
-def spectrograms(
-    folder:str|Path, # of the data set: a folder for each word, `validation_list.txt` and `testing_list.txt`
-) -> dict: # see `make_spectrograms`
-    """
-    The whole data set, from the file that an earlier call left in its folder if there is one.
-    If clips were changed since, delete that file.
-    """
-    folder = Path(folder)
-    cache = folder / f"mel_{BANDS}x{FRAMES}_{_key()}.npz"
-    kept = _kept(cache)
-    if kept is not None: return kept
-    made = make_spectrograms(folder)
-    _keep(made, cache)
-    return made

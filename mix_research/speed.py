@@ -4,11 +4,13 @@
 
 # %% ../nbs/tables/07_speed.ipynb #8962fe94
 from __future__ import annotations
+import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from .checks import check_choice, several
 from .compiled import Compiled
 from .dataset import Dataset
 from .environment import environment
+from .loaders import Stream, decode
 from .intraclass import intra_class_loss
 from .mixers import MIXERS, FeatureMixer, build
 from .record import BadRecord, now, sealed, unsealed
@@ -26,8 +29,8 @@ from .store import write_atomic
 
 # %% auto #0
 __all__ = ['OWN', 'METHODS', 'KINDS', 'wait', 'clock', 'take_turns', 'summary', 'others', 'mixers', 'noise', 'bare_epoch',
-           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'Measurement', 'measure', 'measured',
-           'plan']
+           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'photographs', 'one_thread', 'reading',
+           'Measurement', 'measure', 'measured', 'plan']
 
 # %% ../nbs/tables/07_speed.ipynb #ea41e7d2
 def wait(
@@ -279,6 +282,54 @@ def intra_cost(
             contenders[f"loss, {k} classes"] = partial(intra_class_loss, features, y, net.head, F.cross_entropy)
         return take_turns(contenders, repeats, 2, device)
 
+# %% ../nbs/tables/07_speed.ipynb #7a3d31a3
+def photographs(
+    folder:str|Path, # where they are written
+    n:int, # how many
+    size:tuple=(375, 500), # height and width
+) -> list: # their paths
+    "JPEG files of quality 90 of a few well-known photographs."
+    from PIL import Image
+    from skimage import data as skimage_data
+    images = [Image.fromarray(getattr(skimage_data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket")]
+    paths = [str(Path(folder, f"{i}.jpg")) for i in range(n)]
+    for i, path in enumerate(paths): images[i % 4].resize(size[::-1]).save(path, quality=90)
+    return paths
+
+@contextmanager
+def one_thread():
+    "PyTorch computes with one thread meanwhile."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+# %% ../nbs/tables/07_speed.ipynb #fbc56374
+def _by_pil(path):
+    from PIL import Image
+    with Image.open(path) as im: return torch.tensor(np.asarray(im.convert("RGB"))).permute(2, 0, 1)
+
+def _by_torchvision(path):
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+
+def reading(
+    size:tuple=(375, 500), # height and width of the photographs
+    n:int=64, # photographs
+    device="cpu", # where batches are wanted
+    repeats:int=10, # turns of two calls each
+) -> pd.DataFrame: # name, ms per photograph (median and quartiles), images per second of one core
+    "Time to read a photograph from its file, by one core."
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        paths, y = photographs(folder, n, size), torch.zeros(n, dtype=torch.int64)
+        ways = {"PIL": _by_pil, "torchvision": _by_torchvision, "decode": decode}
+        contenders = {name: partial(lambda read: [read(path) for path in paths], read) for name, read in ways.items()}
+        stream = Stream(paths, y, 32, device=device, workers=0)
+        contenders["stream, batches of 32"] = lambda: sum(len(batch) for *_, batch in stream)
+        t = take_turns(contenders, repeats, 2, device)
+    t[["ms", "low", "high"]] /= n
+    return t.assign(images_per_second=1e3 / t.ms)
+
 # %% ../nbs/tables/07_speed.ipynb #dcf64fd7
 @dataclass
 class Measurement:
@@ -302,7 +353,8 @@ class Measurement:
         except TypeError as e: raise BadRecord(f"not a measurement ({e})") from e
 
 # %% ../nbs/tables/07_speed.ipynb #bed7d831
-KINDS = dict(mixers=mixers, training=training, growth=growth, intra_cost=intra_cost, matrix_rate=matrix_rate)
+KINDS = dict(
+    mixers=mixers, training=training, growth=growth, intra_cost=intra_cost, reading=reading, matrix_rate=matrix_rate)
 
 def measure(
     folder:str|Path, # where measurements lie
@@ -356,6 +408,7 @@ def _mixings(quick): # name -> arguments
         mixers_32=dict(what="mixers", shape=shape, repeats=3 if quick else 60, compiled=not quick),
         growth=dict(what="growth", shapes=shapes, names=OWN, repeats=2 if quick else 8),
         mixers_224=dict(what="mixers", shape=[64, 3, 224, 224], repeats=8, compiled=True),
+        reading=dict(what="reading", n=8 if quick else 64, repeats=2 if quick else 20),
     )
 
 def _products(gpu, quick): # name -> arguments
@@ -372,7 +425,7 @@ def plan(
     "What `papers/speed.ipynb` measures. Errors: `ValueError` for a name that is not planned."
     gpu = str(device).startswith("cuda")
     known = {f"training_{k}": v for k, v in _trainings(gpu, quick).items()} | _mixings(quick) | _products(gpu, quick)
-    names = ["matrix_float32", "training_small", "intra", "mixers_32", "growth"]
+    names = ["matrix_float32", "training_small", "intra", "mixers_32", "growth", "reading"]
     if gpu: names = ["matrix_bfloat16", *names]
     if gpu and not quick: names = ["training_preact_resnet18_plain", "training_preact_resnet18_512", *names]
     if not quick: names += ["mixers_224", "training_preact_resnet18", "training_resnet50"]

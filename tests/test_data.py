@@ -102,6 +102,7 @@ def write_svhn(root, rng, sizes=(60, 30)):
 
 
 def write_tiny_imagenet(root, rng, classes=("n02124075", "n01443537", "n04067472"), n=6):
+    """`tiny_imagenet_40` has the same layout."""
     folder, rows, test_y = root / "tiny-imagenet-200", [], []
     for k, c in enumerate(sorted(classes)):
         for i in range(n):
@@ -212,7 +213,7 @@ WRITERS = dict(
     fashion_mnist=write_fashion_mnist,
     cifar10=partial(write_cifar, n_classes=10), cifar100=partial(write_cifar, n_classes=100),
     cifar10_jpeg=write_cifar10_jpeg, svhn=write_svhn,
-    tiny_imagenet=write_tiny_imagenet, mini_imagenet=write_mini_imagenet, imagenet=write_imagenet,
+    tiny_imagenet=write_tiny_imagenet, tiny_imagenet_40=write_tiny_imagenet, mini_imagenet=write_mini_imagenet, imagenet=write_imagenet,
     food101=write_food101, caltech256=write_caltech256, oxford_pets=write_oxford_pets,
     speech_commands=write_speech_commands,
     cifar10_c=partial(write_cifar_c, n_classes=10), cifar100_c=partial(write_cifar_c, n_classes=100))
@@ -230,15 +231,18 @@ def write_tree(name, root):
 
 # ---- reading ----
 
-IN_MEMORY = ("fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "tiny_imagenet", "mini_imagenet",
-             "speech_commands")
+IN_MEMORY = ("fashion_mnist", "cifar10", "cifar100", "cifar10_jpeg", "svhn", "tiny_imagenet", "tiny_imagenet_40",
+             "mini_imagenet", "speech_commands")
 STREAMED = ("imagenet", "food101", "caltech256", "oxford_pets")
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch, tmp_path):
+    """A small tree is none of the published data sets: their numbers are put aside, but for the tests of them."""
     data._load.cache_clear()
     monkeypatch.setattr(readers, "DEBIAN_FASHION_MNIST", tmp_path / "no-debian")
+    monkeypatch.setattr(readers, "PUBLISHED", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
     data._load.cache_clear()
 
@@ -372,7 +376,6 @@ def test_speech_commands(tmp_path):
     for k in range(10):  # a word's own tone
         band = int((speech.mel(torch.tensor(200. + 150 * k)) / 86.06).round() - 1)
         assert (d.x[d.y == k].float().mean((0, 1, 3)).argmax() - band).abs() <= 1, k
-    assert next(folder.glob("mel_*.npz")).stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("n_classes", [10, 100])
@@ -587,7 +590,7 @@ def publish(name, root, server, monkeypatch):
     monkeypatch.setitem(data.SOURCES, name, sources)
 
 
-@pytest.mark.parametrize("name", [n for n in WRITERS if n not in ("cifar10_jpeg", "imagenet", "mini_imagenet")])
+@pytest.mark.parametrize("name", [n for n in WRITERS if n != "cifar10_jpeg" and data.SOURCES[n][0].url])
 def test_download(name, tmp_path, server, monkeypatch):
     write_tree(name, tmp_path / "there")
     publish(name, tmp_path / "there", server, monkeypatch)

@@ -1,6 +1,8 @@
 """Every data set with every network that the papers train on it: started from the command line, each data set read from
 a small tree in its real format."""
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torchvision import models as torchvision_models
 from conftest import ROOT
 from mix_research.models import MODELS
 from mix_research.record import Record
-from test_cli import cli
+from test_cli import environ
 from test_data import (WRITERS, write_caltech256, write_cifar, write_food101, write_imagenet, write_mini_imagenet,
                        write_oxford_pets, write_svhn)
 
@@ -91,6 +93,17 @@ def asked(run):
     return PAPERS[next(fits).split("/")[0]]["datasets"][run.dataset]
 
 
+SMALL_TREES = "import sys; from mix_research import cli, readers; readers.PUBLISHED = {}; sys.exit(cli.main())"
+
+
+def reproduce(project, *argv):
+    """What the command prints that trains on small trees."""
+    command = [sys.executable, "-c", SMALL_TREES, "reproduce", *argv]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environ())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_every_pair_starts(tmp_path, monkeypatch):
     trees = tmp_path / "data"
     trees.mkdir()
@@ -101,8 +114,8 @@ def test_every_pair_starts(tmp_path, monkeypatch):
     write_imagenet_weights(tmp_path / "torch", {m for _, m in pairs("synermix/figure_9")})
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     write_protocols(tmp_path / "papers")
-    which = "reproduce", "--all", "--preset", "smoke", "--seeds", "0"
-    out = cli(tmp_path, *which, "--data", str(trees), "--no-weights", "--jobs", "1").stdout
+    which = "--all", "--preset", "smoke", "--seeds", "0"
+    out = reproduce(tmp_path, *which, "--data", str(trees), "--no-weights", "--jobs", "1")
     records = [Record.from_json(p.read_text()) for p in (tmp_path / "reproduced/records").glob("*.json")]
     found = {(r.run.dataset, r.run.model, r.run.method, r.run.method_args.get("inter")) for r in records}
     assert found == every, out

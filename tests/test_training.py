@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mix_research import data, models
+from mix_research import data, models, readers
 from mix_research.callback import MixCallback
 from mix_research.randomix import RandoMix
 from mix_research.train import Run, train
@@ -138,6 +138,7 @@ def test_cifar_from_files(name, tmp_path, monkeypatch):
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(cls, part, [[n, md5[n]] for n, _ in getattr(cls, part)])
     monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5[cls.meta["filename"]]})
+    monkeypatch.delitem(readers.PUBLISHED, name)
     d = data.load(name, tmp_path)
     first = pickle.loads((folder / cls.train_list[0][0]).read_bytes())["data"][0]
     assert np.array_equal(d.x[0].numpy(), first.reshape(3, 32, 32))
