@@ -155,7 +155,7 @@ def fill_boxes(
     windows = line.as_strided((len(line) - W + 1, W), (1, 1))
     fits = out is not None and out.dtype == line.dtype and out.is_contiguous()
     made = torch.index_select(windows, 0, start.flatten(), out=out.view(-1, W) if fits else None)
-    return made.view(len(index), C, H, W).to(x.dtype)
+    return out if fits else made.view(len(index), C, H, W).to(x.dtype)
 
 # %% ../nbs/mixing/03_mix.ipynb #3363a5dd
 def _nearest_pixel(start, length, n): # of n pixels squeezed between start and start + length, (B, n) int64

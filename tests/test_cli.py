@@ -118,10 +118,12 @@ def test_bench(tmp_path):
     bench = ("bench", "--quick", "--device", "cpu", "--out")
     cli(tmp_path, *bench, "out", "--threads", "1")
     kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out/speed").glob("*.json")}
-    assert set(kept) == {"cpu_mixers_32", "cpu_training_small", "cpu_growth", "cpu_intra", "cpu_matrix_float32"}
+    names = {"mixers_32", "training_small", "growth", "intra", "loss", "matrix_float32"}
+    assert set(kept) == {f"cpu_{name}" for name in names}
     assert all(m["environment"]["threads"] == 1 and m["rows"] and m["date"] for m in kept.values())
     text = "".join(shown(tmp_path / "out/speed.ipynb"))
-    for said in ("torchvision CutMix", "miamix", "bare loop", "nothing measured on a GPU yet"): assert said in text
+    for said in ("torchvision CutMix", "miamix", "bare loop", "`target.loss` of cross", "nothing measured on a GPU yet"):
+        assert said in text
     assert "nan" not in text
     cli(tmp_path, *bench, "one", "--only", "matrix_float32")
     assert [p.stem for p in (tmp_path / "one/speed").glob("*.json")] == ["cpu_matrix_float32"]
