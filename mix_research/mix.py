@@ -15,7 +15,7 @@ from . import checks
 from .targets import Target, check_labels, has_values, readable
 
 # %% auto #0
-__all__ = ['check_images', 'host_generator', 'to_device', 'in_double', 'has_float64', 'beta', 'paste_into', 'fill_boxes',
+__all__ = ['FEW', 'check_images', 'host_generator', 'to_device', 'in_double', 'has_float64', 'beta', 'paste_into', 'fill_boxes',
            'labels_into', 'Paste', 'Mix']
 
 # %% ../nbs/mixing/03_mix.ipynb #50cb9a6b
@@ -132,8 +132,10 @@ def _box_rows(x, index, height, first, share): # (C, R, W): the rows of all boxe
     rows = F.embedding_bag(pairs.view(-1, 2), x.view(-1, W), mode="sum", per_sample_weights=weights.reshape(-1, 2))
     return rows.view(C, n, W), of, begin
 
+FEW = dict(bilinear=2**16, nearest=2**19) # pixels of a batch; with fewer, looking for those in boxes does not pay
+
 def fill_boxes(
-    x:Tensor, # images on the CPU, (N, C, H, W), at least 2 x 2
+    x:Tensor, # images on the CPU, (N, C, H, W)
     index:Tensor, # which image each box gets, (B,)
     box:Tensor, # top, left, height, width in whole pixels, inside the image, (B, 4) or (1, 4)
     mode:str="bilinear", # or "nearest"
@@ -141,13 +143,14 @@ def fill_boxes(
 ) -> Tensor: # (B, C, H, W), outside of the boxes any finite number
     "Images resized into boxes, as by `paste_into`, and nothing made that is not in a box. No gradient."
     C, H, W = x.shape[1:]
+    if len(index) * H * W < FEW[mode] or min(H, W) < 2: return paste_into(x.index_select(0, index), box, mode)
     box, count = box.expand(len(index), 4).T, partial(torch.arange, device=x.device)
     first, share = _between(box, (H, W), mode)
     top, left, height, _ = box.long()
     rows, of, begin = _box_rows(x.contiguous().float(), index, height, first[0], share[0])
     size, column = (C, len(of), first.shape[2]), first[1].index_select(0, of).expand(C, -1, -1)
-    line = rows.new_zeros(torch.Size(size).numel() + 2 * W) # what is beside the first and the last row
-    pixels = line[W:-W].view(size)
+    line = rows.new_empty(torch.Size(size).numel() + 2 * W)
+    pixels, line[:W], line[-W:] = line[W:-W].view(size), 0, 0 # zeros beside the first and the last row
     torch.lerp(rows.gather(2, column), rows[..., 1:].gather(2, column), share[1].index_select(0, of), out=pixels)
     down = (count(H) - top[:, None]).minimum(height[:, None] - 1).clamp_(min=0)
     start = down * size[2] + (begin * size[2] + W - left)[:, None]
