@@ -271,6 +271,7 @@ def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) 
 @patch
 def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
     "The partners, after $T$."
+    if not self.pastes: return torch.index_select(x, 0, self.index, out=out)
     sparing = out is not None and readable(x) # memory of its own, so no gradient, and a CPU
     if sparing and len(self.pastes) == 1:
         only, = self.pastes
