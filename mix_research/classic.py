@@ -176,7 +176,7 @@ def make(self:ResizeMix, index, x, partner, generator):
     box = self.place(self.share(1 if self.per == "batch" else len(index), x, generator), x, generator)
     w, lam = self.boxes(box, x)
     per = "batch" if len(lam) == 1 else "sample"
-    return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode),), True, per)
+    return Mix(index, w, lam.expand(len(index)), (Paste(box, mode=self.mode, hidden=True),), True, per)
 
 # %% ../nbs/mixing/06_classic.ipynb #2a6f0e79
 class Cutout(Mixer):

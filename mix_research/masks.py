@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ['REMEMBERED', 'SPECTRA', 'BINS', 'SIGMAS', 'linear', 'remembered', 'column', 'between', 'points', 'centres',
            'intervals', 'outer', 'box', 'decay', 'lowest', 'from_lowest', 'to_lowest', 'noise_shape', 'fourier_field',
            'top_level', 'top_count', 'keep_top', 'fourier', 'lattice', 'grid', 'ellipse', 'gaussian', 'rotate_shear',
-           'smooth', 'grey', 'spectral_residual', 'saliency_peak']
+           'averages', 'smooth', 'grey', 'spectral_residual', 'saliency_peak']
 
 # %% ../nbs/mixing/04_masks.ipynb #f38ea68b
 def linear(
@@ -370,17 +370,30 @@ def rotate_shear(
     return 1 - F.grid_sample(1 - w, come_from.movedim(0, -1), align_corners=False)
 
 # %% ../nbs/mixing/04_masks.ipynb #5323a127
+@remembered
+def averages(
+    n:int, # positions along the axis
+    widest:int, # side of the widest window, odd
+    device=None, # where they live
+) -> Tensor: # (widest // 2 + 1, n, n) float32, for windows of 1, 3, ... positions; rows add up to one
+    "Average filters as matrices."
+    at = _pixels((n,), device)[0, 0]
+    half = torch.arange(widest // 2 + 1, dtype=torch.float32, device=device)[:, None, None] + .5
+    band = ((at[:, None] - at).abs() < half).float()
+    return band.div_(band.sum(-1, keepdim=True))
+
 def smooth(
     w:Tensor, # masks, (B, 1, *S)
     window:Tensor, # sides of the windows, odd, (B,)
+    widest:int|None=None, # the widest there may be; looks, if not given
 ) -> Tensor: # (B, 1, *S)
     "Masks under an average filter, each with its own window."
-    band = w[:0]
+    if widest is None: widest = int(window.max())
+    which, band = window.long() // 2, w[:0]
     for axis in range(2, w.ndim):
         if band.shape[-1] != w.shape[axis] or not len(band): # square images need it once
-            i = _pixels((w.shape[axis],), w.device)[0, 0]
-            band = ((i[:, None] - i).abs() < (window / 2).view(-1, 1, 1)).to(w.dtype)
-            band = band.div_(band.sum(-1, keepdim=True)).view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])
+            band = averages(w.shape[axis], widest, w.device).index_select(0, which).to(w.dtype)
+            band = band.view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])
         w = torch.matmul(band, w.movedim(axis, -2)).movedim(-2, axis)
     return w
 

@@ -202,14 +202,15 @@ def drawn_masks(self:MiAMix, chosen, share, index, x, partner, generator):
     counts = torch.bincount(chosen.flatten() + 1, minlength=len(self.candidates) + 1).tolist()
     slots = chosen.flatten().argsort(stable=True) # layers, sorted by candidate
     rows = slots // chosen.shape[1]
-    w = torch.ones(len(slots), 1, *x.shape[2:], dtype=share.dtype, device=x.device)
-    sorted_ = (slots, rows, index.index_select(0, rows), share.flatten().index_select(0, slots))
-    for candidate, at, row, i, s in zip(self.candidates, *(v.split(counts)[1:] for v in sorted_)):
-        if not len(at): continue
+    parts = [torch.ones(1, 1, *x.shape[2:], dtype=share.dtype, device=x.device)] # for all layers that are not used
+    sorted_ = (rows, index.index_select(0, rows), share.flatten().index_select(0, slots))
+    for candidate, row, i, s in zip(self.candidates, *(v.split(counts)[1:] for v in sorted_)):
+        if not len(row): continue
         own = x.index_select(0, row) if candidate.sees_x else x
         mask, _ = candidate.mask(s, i, own, partner, generator)
-        w.index_copy_(0, at, mask.expand(len(at), *w.shape[1:]).to(w.dtype))
-    return w
+        parts.append(mask.expand(len(row), *parts[0].shape[1:]).to(share.dtype))
+    place = (torch.arange(len(slots), device=x.device) + (1 - counts[0])).clamp_(min=0) # among the parts
+    return torch.cat(parts).index_select(0, torch.empty_like(slots).scatter_(0, slots, place))
 
 # %% ../nbs/mixing/10_miamix.ipynb #88460afd
 @patch
@@ -262,7 +263,7 @@ def smooth(self:MiAMix, w:Tensor, generator:torch.Generator|None=None) -> Tensor
     "Stage 5: smooths masks (n, 1, *S) over windows of 3, 5, ... positions."
     widths = max((int(self.window * min(w.shape[2:])) - 1) // 2, 1) # how many there are to choose from
     u = torch.rand(len(w), dtype=torch.float32, device=w.device, generator=generator)
-    return masks.smooth(w, (u * widths).floor_() * 2 + 3)
+    return masks.smooth(w, (u * widths).floor_() * 2 + 3, 2 * widths + 1)
 
 # %% ../nbs/mixing/10_miamix.ipynb #9e756fd8
 @patch

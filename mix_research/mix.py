@@ -6,16 +6,17 @@
 from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from . import checks
-from .targets import Target, check_labels, has_values
+from .targets import Target, check_labels, has_values, readable
 
 # %% auto #0
-__all__ = ['check_images', 'host_generator', 'to_device', 'in_double', 'has_float64', 'beta', 'paste_into', 'labels_into',
-           'Paste', 'Mix']
+__all__ = ['FEW', 'check_images', 'host_generator', 'to_device', 'in_double', 'has_float64', 'beta', 'paste_into', 'fill_boxes',
+           'labels_into', 'Paste', 'Mix']
 
 # %% ../nbs/mixing/03_mix.ipynb #50cb9a6b
 def check_images(
@@ -107,6 +108,58 @@ def paste_into(
     grid = grid.expand(len(p), -1, -1, -1)
     return F.grid_sample(p.float(), grid, mode=mode, align_corners=False).to(p.dtype)
 
+# %% ../nbs/mixing/03_mix.ipynb #1e76f42b
+def _between(box, size, mode): # of each pixel along a box: the pixel of the image before it, and the share of the next
+    n = torch.tensor(size, device=box.device)[:, None, None]
+    side = box[2:, :, None]
+    at = torch.arange(int(side.max()), dtype=torch.float32, device=box.device) + .5
+    t = at * n / side # (2, B, longest side)
+    t = t.add_(5e-4).floor_() if mode == "nearest" else t.sub_(.5)
+    t = torch.minimum(t.clamp_(min=0), n - 1)
+    first = torch.minimum(t.long(), n - 2)
+    return first, t - first
+
+# %% ../nbs/mixing/03_mix.ipynb #884c9a59
+def _box_rows(x, index, height, first, share): # (C, R, W): the rows of all boxes, one box after the other
+    (C, H, W), count = x.shape[1:], partial(torch.arange, device=x.device)
+    begin = height.cumsum(0) - height
+    of = torch.repeat_interleave(height) # the box that each row belongs to
+    n, side = len(of), first.shape[1]
+    at = count(n) + (count(len(height)) * side - begin)[of]
+    row = (first + (index * (C * H))[:, None]).flatten()[at] + count(C)[:, None] * H # (C, R)
+    next_ = share.flatten()[at]
+    pairs, weights = torch.stack([row, row + 1], 2), torch.stack([1 - next_, next_], 1).expand(C, n, 2)
+    rows = F.embedding_bag(pairs.view(-1, 2), x.view(-1, W), mode="sum", per_sample_weights=weights.reshape(-1, 2))
+    return rows.view(C, n, W), of, begin
+
+FEW = dict(bilinear=2**16, nearest=2**19) # pixels of a batch; with fewer, looking for those in boxes does not pay
+
+def fill_boxes(
+    x:Tensor, # images on the CPU, (N, C, H, W)
+    index:Tensor, # which image each box gets, (B,)
+    box:Tensor, # top, left, height, width in whole pixels, inside the image, (B, 4) or (1, 4)
+    mode:str="bilinear", # or "nearest"
+    out:Tensor|None=None, # where the result may be written
+) -> Tensor: # (B, C, H, W), outside of the boxes any finite number
+    "Images resized into boxes, as by `paste_into`, and nothing made that is not in a box. No gradient."
+    C, H, W = x.shape[1:]
+    if len(index) * H * W < FEW[mode] or min(H, W) < 2: return paste_into(x.index_select(0, index), box, mode)
+    box, count = box.expand(len(index), 4).T, partial(torch.arange, device=x.device)
+    first, share = _between(box, (H, W), mode)
+    top, left, height, _ = box.long()
+    rows, of, begin = _box_rows(x.contiguous().float(), index, height, first[0], share[0])
+    size, column = (C, len(of), first.shape[2]), first[1].index_select(0, of).expand(C, -1, -1)
+    line = rows.new_empty(torch.Size(size).numel() + 2 * W)
+    pixels, line[:W], line[-W:] = line[W:-W].view(size), 0, 0 # zeros beside the first and the last row
+    torch.lerp(rows.gather(2, column), rows[..., 1:].gather(2, column), share[1].index_select(0, of), out=pixels)
+    down = (count(H) - top[:, None]).minimum(height[:, None] - 1).clamp_(min=0)
+    start = down * size[2] + (begin * size[2] + W - left)[:, None]
+    start = start[:, None] + count(C)[:, None] * (size[1] * size[2]) # (B, C, H)
+    windows = line.as_strided((len(line) - W + 1, W), (1, 1))
+    fits = out is not None and out.dtype == line.dtype and out.is_contiguous()
+    made = torch.index_select(windows, 0, start.flatten(), out=out.view(-1, W) if fits else None)
+    return out if fits else made.view(len(index), C, H, W).to(x.dtype)
+
 # %% ../nbs/mixing/03_mix.ipynb #3363a5dd
 def _nearest_pixel(start, length, n): # of n pixels squeezed between start and start + length, (B, n) int64
     at = torch.arange(n, dtype=torch.float32, device=start.device) + .5 - start[:, None]
@@ -127,14 +180,18 @@ class Paste:
     box:Tensor|None=None # top, left, height, width in pixels, (n, 4) or (1, 4); None: black
     rows:Tensor|None=None # the samples concerned, (n,); None: all
     mode:str="bilinear" # how to resize, or "nearest"
+    hidden:bool=False # do the weights hide what lies outside of the boxes, which are whole pixels inside the image?
 
     def apply_(self,
         p:Tensor, # partners, (B, C, *S), may be changed in place
+        sparing:bool=False, # may what is hidden be left out?
     ) -> Tensor: # what became of them
         "Apply $T$ to the partners in `p`."
         if self.box is None: return p.zero_() if self.rows is None else p.index_fill_(0, self.rows, 0)
         if self.rows is None: return paste_into(p, self.box, self.mode)
-        return p.index_copy_(0, self.rows, paste_into(p.index_select(0, self.rows), self.box, self.mode))
+        if sparing and self.hidden: pasted = fill_boxes(p, self.rows, self.box, self.mode)
+        else: pasted = paste_into(p.index_select(0, self.rows), self.box, self.mode)
+        return p.index_copy_(0, self.rows, pasted)
 
     def labels(self,
         p:Tensor, # labels of the partners, (B, *S)
@@ -214,8 +271,13 @@ def numbers(self:Mix, x:Tensor, partner:Tensor|None, out:Tensor|None, w:Tensor) 
 @patch
 def moved(self:Mix, x:Tensor, out:Tensor|None=None) -> Tensor: # as `x`
     "The partners, after $T$."
+    if not self.pastes: return torch.index_select(x, 0, self.index, out=out)
+    sparing = out is not None and readable(x) # memory of its own, so no gradient, and a CPU
+    if sparing and len(self.pastes) == 1:
+        only, = self.pastes
+        if only.hidden and only.rows is None: return fill_boxes(x, self.index, only.box, only.mode, out)
     p = torch.index_select(x, 0, self.index, out=out)
-    for paste in self.pastes: p = paste.apply_(p)
+    for paste in self.pastes: p = paste.apply_(p, sparing)
     return p
 
 @patch

@@ -5,6 +5,7 @@
 # %% ../nbs/mixing/09_randomix.ipynb #d7dbf0a5
 from __future__ import annotations
 import inspect
+from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
@@ -12,7 +13,7 @@ from torch import Tensor
 from . import classic # the candidates that RandoMix knows by name
 from .base import MIXERS, Mixer, build
 from .checks import check_choice
-from .mix import Mix, Paste, host_generator, to_device
+from .mix import Mix, host_generator, to_device
 
 # %% auto #0
 __all__ = ['check_weights', 'build_candidates', 'check_candidate', 'join', 'RandoMix']
@@ -69,7 +70,7 @@ def join(
     for rows, m in parts:
         w.index_copy_(0, rows, m.w.expand(len(rows), *w.shape[1:]))
         lam.index_copy_(0, rows, m.lam)
-        pastes += [Paste(p.box, rows if p.rows is None else rows[p.rows], p.mode) for p in m.pastes]
+        pastes += [replace(p, rows=rows if p.rows is None else rows[p.rows]) for p in m.pastes]
     return Mix(index, w, lam, tuple(pastes), True if all(m.hard for _, m in parts) else None)
 
 # %% ../nbs/mixing/09_randomix.ipynb #778be4b6

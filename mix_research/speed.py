@@ -26,11 +26,12 @@ from .mixers import MIXERS, FeatureMixer, build
 from .record import BadRecord, now, sealed, unsealed
 from .run import Run, generator_for
 from .store import write_atomic
+from .targets import Target
 
 # %% auto #0
 __all__ = ['OWN', 'METHODS', 'KINDS', 'wait', 'clock', 'take_turns', 'summary', 'others', 'mixers', 'noise', 'bare_epoch',
-           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'photographs', 'one_thread', 'reading',
-           'Measurement', 'measure', 'measured', 'plan']
+           'training', 'matrix_rate', 'step_operations', 'growth', 'intra_cost', 'loss_cost', 'photographs',
+           'one_thread', 'reading', 'Measurement', 'measure', 'measured', 'plan']
 
 # %% ../nbs/tables/07_speed.ipynb #ea41e7d2
 def wait(
@@ -282,6 +283,29 @@ def intra_cost(
             contenders[f"loss, {k} classes"] = partial(intra_class_loss, features, y, net.head, F.cross_entropy)
         return take_turns(contenders, repeats, 2, device)
 
+# %% ../nbs/tables/07_speed.ipynb #c267de37
+def loss_cost(
+    n:int, # predictions in the batch
+    classes:list, # numbers of classes
+    device="cpu", # where
+    repeats:int=40, # turns of five calls each
+) -> pd.DataFrame: # name, ms, low, high, times_plain
+    "`target.loss` of cross entropy beside plain cross entropy, gradients included."
+    contenders = {}
+    for k in classes: contenders |= _losses(n, k, device)
+    t = take_turns(contenders, repeats, device=device)
+    plain = t.ms.where(t.name.str.startswith("plain")).ffill() # each stands before what is compared with it
+    return t.assign(times_plain=t.ms / plain)
+
+def _losses(n, k, device): # name -> function without arguments
+    torch.manual_seed(0)
+    pred = torch.randn(n, k, device=device, requires_grad=True)
+    y = torch.randint(0, k, (n,), device=device)
+    target = Target(y, torch.randperm(n, device=device), torch.rand(n, device=device))
+    def plain(): return torch.autograd.grad(F.cross_entropy(pred, y), pred)[0]
+    def mixed(): return torch.autograd.grad(target.loss(F.cross_entropy, pred), pred)[0]
+    return {f"plain, {k} classes": plain, f"target.loss, {k} classes": mixed}
+
 # %% ../nbs/tables/07_speed.ipynb #7a3d31a3
 def photographs(
     folder:str|Path, # where they are written
@@ -354,7 +378,8 @@ class Measurement:
 
 # %% ../nbs/tables/07_speed.ipynb #bed7d831
 KINDS = dict(
-    mixers=mixers, training=training, growth=growth, intra_cost=intra_cost, reading=reading, matrix_rate=matrix_rate)
+    mixers=mixers, training=training, growth=growth, intra_cost=intra_cost, loss_cost=loss_cost, reading=reading,
+    matrix_rate=matrix_rate)
 
 def measure(
     folder:str|Path, # where measurements lie
@@ -405,6 +430,7 @@ def _mixings(quick): # name -> arguments
     model, classes = ("small", [2, 10, 16]) if quick else ("preact_resnet18", [2, 10, 50, 100])
     return dict(
         intra=dict(what="intra_cost", model=model, shape=shape, classes=classes, repeats=3),
+        loss=dict(what="loss_cost", n=16 if quick else 128, classes=[10, 100, 200], repeats=2 if quick else 100),
         mixers_32=dict(what="mixers", shape=shape, repeats=3 if quick else 60, compiled=not quick),
         growth=dict(what="growth", shapes=shapes, names=OWN, repeats=2 if quick else 8),
         mixers_224=dict(what="mixers", shape=[64, 3, 224, 224], repeats=8, compiled=True),
@@ -425,7 +451,7 @@ def plan(
     "What `papers/speed.ipynb` measures. Errors: `ValueError` for a name that is not planned."
     gpu = str(device).startswith("cuda")
     known = {f"training_{k}": v for k, v in _trainings(gpu, quick).items()} | _mixings(quick) | _products(gpu, quick)
-    names = ["matrix_float32", "training_small", "intra", "mixers_32", "growth", "reading"]
+    names = ["matrix_float32", "training_small", "intra", "loss", "mixers_32", "growth", "reading"]
     if gpu: names = ["matrix_bfloat16", *names]
     if gpu and not quick: names = ["training_preact_resnet18_plain", "training_preact_resnet18_512", *names]
     if not quick: names += ["mixers_224", "training_preact_resnet18", "training_resnet50"]
