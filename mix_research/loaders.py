@@ -4,7 +4,7 @@
 
 # %% ../nbs/inputs/01_loaders.ipynb #5c04223f
 from __future__ import annotations
-import math, os
+import math, os, tempfile
 from contextlib import contextmanager, suppress
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 # %% auto #0
-__all__ = ['Order', 'put_back', 'Loader', 'Items', 'Batches', 'decode', 'canvas', 'Stream']
+__all__ = ['LONGEST_TMP', 'Order', 'put_back', 'Loader', 'Items', 'Batches', 'decode', 'canvas', 'Stream']
 
 # %% ../nbs/inputs/01_loaders.ipynb #dbb56bb3
 class Order:
@@ -221,9 +221,18 @@ class Stream(Loader):
         return tuple(t.to(self.device, non_blocking=True) for t in batch)
 
 # %% ../nbs/inputs/01_loaders.ipynb #a140c3fb
+LONGEST_TMP = 107 - len("/pymp-abcdefgh/listener-abcdefgh") # bytes of a name, so that sockets can lie in the folder
+
+def _check_sockets():
+    place = tempfile.gettempdir()
+    if os.name != "posix" or len(os.fsencode(place)) <= LONGEST_TMP: return
+    raise ValueError(f"TMPDIR: expected a name of at most {LONGEST_TMP} bytes, for sockets in it, got {place}; "
+                     "allowed with it: workers=0")
+
 @patch
 def __iter__(self:Stream):
     if self.loader is None:
+        if self.workers: _check_sockets()
         how = dict(num_workers=self.workers, persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
         self.loader = DataLoader(
             self.files, batch_sampler=self.order, collate_fn=_collate, generator=torch.Generator(), **how)

@@ -4,6 +4,7 @@
 
 # %% ../nbs/inputs/08_prepared.ipynb #b674ce46
 from __future__ import annotations
+import ctypes
 import hashlib
 import io
 import json
@@ -171,6 +172,10 @@ def _enter(stack, places, name): # the first place whose lock can be taken; None
         except OSError as e: errors.append(e)
     return None, errors[0]
 
+def _give_back(): # what was needed to make images; glibc keeps it for later, unless it is asked
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim: trim(0)
+
 def prepared(
     name:str, # of the data set
     root:str|Path, # folder of all data sets
@@ -189,6 +194,9 @@ def prepared(
         d = make()
         if place is None: _say(name, places[0], why)
         if place is None or key_of(sources, root) != key: return d
-        return _keep(d, place / key)
+        found = _keep(d, place / key)
+        del d
+        _give_back()
+        return found
 
 def _first_kept(places, key): return next((d for d in (_kept(p / key) for p in places) if d is not None), None)

@@ -5,12 +5,14 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import warnings
 from functools import partial
@@ -726,3 +728,30 @@ def test_memory_of_cifar10(tmp_path):
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
     n, test_n, extra = done.stdout.split()
     assert (n, test_n) == ("50000", "10000") and 180 < float(extra) < 400, extra
+
+
+STREAM = """
+import sys, torch
+from mix_research.loaders import Stream
+paths, workers = sys.argv[2:], int(sys.argv[1])
+try: print(sum(len(y) for *_, y in Stream(paths, torch.zeros(len(paths), dtype=torch.long), 2, workers=workers)))
+except ValueError as e: print(e)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets with names in folders")
+@pytest.mark.parametrize("more, workers", [(0, 2), (1, 2), (1, 0)])
+def test_no_loader_waits_for_sockets_that_cannot_be(more, workers, tmp_path):
+    """Images come from workers over sockets in the temporary folder, and the system limits their names."""
+    from mix_research.loaders import LONGEST_TMP
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for path in paths: Image.new("RGB", (8, 8)).save(path)
+    place = tempfile.mkdtemp(prefix="", suffix=(LONGEST_TMP + more - len(tempfile.gettempdir()) - 9) * "x")
+    try:
+        env = os.environ | dict(TMPDIR=place)
+        command = [sys.executable, "-c", STREAM, str(workers), *paths]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    finally: shutil.rmtree(place)
+    refused = f"TMPDIR: expected a name of at most {LONGEST_TMP} bytes"
+    assert done.stdout.startswith(refused) if more and workers else done.stdout == "3\n", done.stdout

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,10 +28,11 @@ KILLS = int(os.environ.get("KILLS", 8))  # in random moments
 def project(tmp_path):
     """A copy of papers/ and a temporary folder of its own; whoever inherits that was started by our commands."""
     shutil.copytree(ROOT / "papers", tmp_path / "papers", ignore=shutil.ignore_patterns("records"))
-    (tmp_path / "tmp").mkdir()
-    train_for(tmp_path, 2000)
-    yield tmp_path
-    for p in ours(tmp_path): p.kill()  # of a test that failed; they would slow down all others
+    with tempfile.TemporaryDirectory() as short:  # sockets in it have names that may not be long
+        (tmp_path / "tmp").symlink_to(short)
+        train_for(tmp_path, 2000)
+        yield tmp_path
+        for p in ours(tmp_path): p.kill()  # of a test that failed; they would slow down all others
 
 
 def train_for(project, epochs):
@@ -42,8 +44,9 @@ def train_for(project, epochs):
 
 def environ(project, **more):
     own = {k: v for k, v in os.environ.items() if not k.startswith("MIX_RESEARCH")}
-    folders = dict(TMPDIR="tmp", JUPYTER_RUNTIME_DIR="runtime", TORCHINDUCTOR_CACHE_DIR="cache")
-    return own | dict(OMP_NUM_THREADS="1") | {name: str(project / f) for name, f in folders.items()} | more
+    folders = dict(JUPYTER_RUNTIME_DIR="runtime", TORCHINDUCTOR_CACHE_DIR="cache")
+    own |= dict(OMP_NUM_THREADS="1", TMPDIR=os.readlink(project / "tmp"))
+    return own | {name: str(project / f) for name, f in folders.items()} | more
 
 
 def start(project, *argv, launcher=("mix-research",)):
@@ -63,7 +66,7 @@ def ours(project):
     """The processes that our commands started, directly or not."""
     found = []
     for p in psutil.process_iter():
-        try: mine = p.environ().get("TMPDIR") == str(project / "tmp") and p.status() != psutil.STATUS_ZOMBIE
+        try: mine = p.environ().get("TMPDIR") == os.readlink(project / "tmp") and p.status() != psutil.STATUS_ZOMBIE
         except psutil.Error: continue
         if mine: found.append(p)
     return found

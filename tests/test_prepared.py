@@ -1,5 +1,6 @@
 """Data sets that were read once are mapped from then on, by all processes, and are what their files say."""
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -135,9 +136,13 @@ def go_on(process):
 
 
 def pss(process):
-    """Memory in bytes, what is shared divided by those who share it."""
-    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    """Memory in bytes, what is shared divided by those who share it; without programs, which others share, too."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
+        mapping = re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)", line)
+        if mapping: counts = not mapping[1].startswith("/") or mapping[1].endswith(".npy")
+        elif counts and line.startswith("Pss:"): total += 1024 * int(line.split()[1])
+    return total
 
 
 @LINUX
