@@ -131,11 +131,12 @@ class Cluster:
         "Errors: `ValueError` that says why there is none."
         try:
             from dask.distributed import Client, Event
-            from distributed.comm.addressing import get_address_host_port
+            from distributed.comm.addressing import get_address_host_port, parse_address
         except ImportError:
             raise ValueError("scheduler: dask is not installed; pip install 'mix-research[cluster]'") from None
         try:
-            get_address_host_port(self.address) # of what is no address, Client leaves half of itself
+            if parse_address(self.address)[0] in ("tcp", "tls"): # of no address, a Client would leave half of itself
+                get_address_host_port(self.address)
             self.client = Client(self.address, timeout="20s", set_as_default=False)
             self._look()
         except (OSError, TimeoutError, ValueError) as e:
