@@ -5,7 +5,7 @@
 # %% ../nbs/runs/18_evaluate.ipynb #02fa77b5
 from __future__ import annotations
 import hashlib, time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import torch

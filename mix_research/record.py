@@ -4,7 +4,6 @@
 
 # %% ../nbs/runs/07_record.ipynb #23c91cca
 from __future__ import annotations
-import dataclasses
 import datetime
 import hashlib
 import json

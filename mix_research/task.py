@@ -5,7 +5,7 @@
 # %% ../nbs/runs/19_task.ipynb #e9a8d856
 from __future__ import annotations
 import contextlib, os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from .environment import environment, threads
 from .parallel import broadcast, is_main, launched
 from .record import NewerRecord, Record, evaluation_name, failure_line, now
