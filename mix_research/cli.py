@@ -99,10 +99,9 @@ def _present(studies, out, export, markdown) -> list: # lines of what went wrong
 def _successes(runs, entries) -> set: # those that have a record to show
     return {run for run in runs if run.key in entries}
 
-def _counted(s, theirs, mine): # records of a study: committed + your own
-    runs = s.runs
-    if not runs: return "no runs needed"
-    return f"{len(_successes(runs, theirs))} + {len(_successes(runs, mine))} of {len(runs)}"
+def _counted(keys, theirs, mine): # of the runs of a study: how many have a record, committed + your own
+    if not keys: return "no runs needed"
+    return f"{len(keys & theirs.keys())} + {len(keys & mine.keys())} of {len(keys)}"
 
 def _own(keys): # what of these runs lies in your own folder; lines about what cannot be read
     from mix_research.listing import successes
@@ -117,12 +116,12 @@ def cmd_list() -> int: # exit code
     from mix_research.store import committed_records
     from mix_research.study import Study
     presets = {name: protocol_of(name.split("/")[0]).presets for name in artefacts()}
-    studies = {(name, p): Study(name, p) for name in presets for p in presets[name]}
-    keys = {run.key for s in studies.values() for run in s.runs}
-    theirs, (mine, bad) = successes(committed_records(), keys), _own(keys)
+    keys = {(name, p): {run.key for run in Study(name, p).runs} for name in presets for p in presets[name]}
+    every = set().union(*keys.values())
+    theirs, (mine, bad) = successes(committed_records(), every), _own(every)
     rows = []
     for name, artefact in artefacts().items():
-        counted = {p: _counted(studies[name, p], theirs, mine) for p in presets[name]}
+        counted = {p: _counted(keys[name, p], theirs, mine) for p in presets[name]}
         rows.append(dict(artefact=name, shows=artefact.shows, **counted))
     _print_rows(rows, None)
     print("\nrecords: committed + your own, of the runs that the preset asks for")

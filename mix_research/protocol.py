@@ -160,13 +160,14 @@ def protocol_of(
     paper:str, # a name among `papers()`
 ) -> Protocol:
     "How its tables and figures are trained. Errors: `ValueError` for an unknown name, or for what stands in the file."
-    return _protocol(check_choice("paper", paper, papers()))
+    if not _path(paper).is_file(): check_choice("paper", paper, papers())
+    return read_protocol(_path(paper))
 
-def _protocol(paper): return read_protocol(papers_dir() / paper / "protocol.yaml")
+def _path(paper): return papers_dir() / paper / "protocol.yaml"
 
 def artefacts() -> dict: # "paper/artefact" -> `Artefact`
     "Every table and figure that a protocol describes."
-    return {f"{paper}/{name}": a for paper in papers() for name, a in _protocol(paper).artefacts.items()}
+    return {f"{paper}/{name}": a for paper in papers() for name, a in read_protocol(_path(paper)).artefacts.items()}
 
 # %% ../nbs/tables/01_protocol.ipynb #3a50faf7
 def chosen(

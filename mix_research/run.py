@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Literal
 from fastcore.basics import patch
 from .checks import Count, Fraction, Natural, Positive, Rule, check_choice, fit, fit_fields, kinds, read
@@ -117,14 +118,21 @@ def _default(f): return f.default_factory() if f.default is dataclasses.MISSING 
 
 _DEFAULT = {f.name: _default(f) for f in dataclasses.fields(Run)}
 
+@lru_cache(maxsize=4096, typed=True)
+def _known_fit(name, value): return fit(value, kinds(Run)[name], name) # the same few values stand in thousands of runs
+
+def _fitted(name, value):
+    plain = isinstance(value, (str, int, float))
+    return _known_fit(name, value) if plain else fit(value, kinds(Run)[name], name)
+
 @patch(cls_method=True)
 def as_written(cls:Run,
     values:dict, # name of a field -> its value; the others are at their default
 ) -> Run:
     "As `from_dict`, but nothing is looked up or built: see `check`."
-    for name in values: check_choice("field of Run", name, list(_DEFAULT))
-    run, kind = object.__new__(cls), kinds(cls)
-    vars(run).update(_DEFAULT | {name: fit(value, kind[name], name) for name, value in values.items()})
+    for name in values: check_choice("field of Run", name, _DEFAULT)
+    run = object.__new__(cls)
+    vars(run).update(_DEFAULT | {name: _fitted(name, value) for name, value in values.items()})
     run._agree()
     return run
 

@@ -212,7 +212,7 @@ PACKAGE = Path(mix_research.__file__).parent
 def papers_dir() -> Path:
     "The folder of all papers. Errors: `FileNotFoundError` if there is none."
     for p in [Path.cwd(), *Path.cwd().parents, PACKAGE.parent, PACKAGE]:
-        if list(p.glob("papers/*/protocol.yaml")): return p / "papers"
+        if any(p.glob("papers/*/protocol.yaml")): return p / "papers"
     where = f"{Path.cwd()} or above it, nor beside the package or in it, {PACKAGE}"
     raise FileNotFoundError(f"no folder papers/ with protocols in {where}")
 
