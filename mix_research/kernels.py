@@ -163,10 +163,16 @@ class Kernels:
 def _last_words(folder): # the end of a kernel's own messages, on one line
     return " ".join(Path(folder, "said").read_text(errors="replace").split())[-300:]
 
+def _splits() -> bool: # can processes be begun that way here?
+    if not _SH or not hasattr(os, "pidfd_open"): return False
+    try: os.close(os.pidfd_open(os.getpid()))
+    except OSError: return False # where the system only looks like Linux
+    return True
+
 @contextmanager
 def kernels(
     many:bool=False, # shall they split off a process that has imported what papers' notebooks need?
 ): # `Kernels`
     "A place for kernels, which end with the context, or with this process."
     with _watched() as folder:
-        yield Kernels(folder, _Prepared(folder) if many and _SH and hasattr(os, "pidfd_open") else None)
+        yield Kernels(folder, _Prepared(folder) if many and _splits() else None)
