@@ -13,7 +13,7 @@ reproduce: .venv/ready ## train RandoMix's table 1 on the digits and print it
 test: .venv/ready ## every notebook and every test
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 # a thread each: two processes of two threads would wait for each other
 	OMP_NUM_THREADS=1 nbdev_test --path mix_research/templates # the notebook that a new method begins as
-	OMP_NUM_THREADS=1 pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lab: .venv/ready ## JupyterLab
 	jupyter lab

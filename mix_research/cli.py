@@ -13,20 +13,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 import mix_research
-from .checks import check_choice, moved
+from .checks import check_choice, moved, several
 
 __getattr__ = moved(__name__, execute="notebooks", export="notebooks") # where they are now
 
 # %% ../nbs/app/05_cli.ipynb #33091a90
-def _names(text): return [v for v in text.split(",") if v]
-
 def _numbers(text):
-    if all(v.isdecimal() for v in _names(text)): return [int(v) for v in _names(text)]
+    if all(v.isdecimal() for v in several(text)): return [int(v) for v in several(text)]
     raise argparse.ArgumentTypeError(f"expected integers >= 0, separated by commas, got {text!r}")
 
 Folder = Annotated[str, dict(metavar="DIR")]
 Number = Annotated[int, dict(metavar="N", type=int)]
-NameList = Annotated[list, dict(metavar="A,B", type=_names)]
+NameList = Annotated[list, dict(metavar="A,B", type=several)]
 Address = Annotated[str, dict(metavar="ADDRESS")]
 LogName = Annotated[str, dict(metavar="tensorboard")]
 MethodName = Annotated[str, dict(metavar="NAME")]

@@ -46,7 +46,7 @@ def check_dataset(
 
 # %% ../nbs/inputs/10_data.ipynb #bac17198
 @lru_cache(maxsize=4)
-def _load(name, root, download, stamp):
+def _load(name, root, download, as_of): # the last: what it was read from, so that other files are read anew
     if name.startswith("folder:"): return image_folder(name.removeprefix("folder:"), root)
     return READERS[name](root, download)
 

@@ -90,7 +90,7 @@ class _Split:
         return self.handle is None or bool(select.select([self.handle], [], [], wait)[0])
 
     def poll(self): return 0 if self._ended(0) else None # with what code, only its parent knows
-    def wait(self, timeout=None): return 0 if self._ended(timeout) else None
+    def wait(self): return 0 if self._ended(None) else None
     def kill(self): self.send_signal(signal.SIGKILL)
     def terminate(self): self.send_signal(signal.SIGTERM)
     def send_signal(self, number):
@@ -155,10 +155,9 @@ class Kernels:
             config = Config(_channels(own))
             manager = _manager(own, os.path.abspath(cwd), self.prepared)
             try: yield dict(kernel_manager_class=manager, config=config, kernel_name="python3")
-            except DeadKernelError as e: raise DeadKernelError(_last_words(own)) from e
-            except RuntimeError as e:
-                if "Kernel died" not in str(e): raise
-                raise DeadKernelError(_last_words(own)) from e # as it began
+            except RuntimeError as e: # one that dies as it begins is no more than that
+                if not isinstance(e, DeadKernelError) and "Kernel died" not in str(e): raise
+                raise DeadKernelError(_last_words(own)) from e
 
 def _last_words(folder): # the end of a kernel's own messages, on one line
     return " ".join(Path(folder, "said").read_text(errors="replace").split())[-300:]

@@ -370,6 +370,11 @@ def rotate_shear(
     return 1 - F.grid_sample(1 - w, come_from.movedim(0, -1), align_corners=False)
 
 # %% ../nbs/mixing/04_masks.ipynb #5323a127
+def _filters(n, half): # average filters of n positions, for half the sides of the windows
+    at = _pixels((n,), half.device)[0, 0]
+    band = ((at[:, None] - at).abs() < half[:, None, None]).float()
+    return band.div_(band.sum(-1, keepdim=True))
+
 @remembered
 def averages(
     n:int, # positions along the axis
@@ -377,23 +382,20 @@ def averages(
     device=None, # where they live
 ) -> Tensor: # (widest // 2 + 1, n, n) float32, for windows of 1, 3, ... positions; rows add up to one
     "Average filters as matrices."
-    at = _pixels((n,), device)[0, 0]
-    half = torch.arange(widest // 2 + 1, dtype=torch.float32, device=device)[:, None, None] + .5
-    band = ((at[:, None] - at).abs() < half).float()
-    return band.div_(band.sum(-1, keepdim=True))
+    return _filters(n, torch.arange(widest // 2 + 1, dtype=torch.float32, device=device) + .5)
 
 def smooth(
     w:Tensor, # masks, (B, 1, *S)
     window:Tensor, # sides of the windows, odd, (B,)
-    widest:int|None=None, # the widest there may be; looks, if not given
+    widest:int|None=None, # the widest there may be, for filters that are made once
 ) -> Tensor: # (B, 1, *S)
     "Masks under an average filter, each with its own window."
-    if widest is None: widest = int(window.max())
     which, band = window.long() // 2, w[:0]
     for axis in range(2, w.ndim):
         if band.shape[-1] != w.shape[axis] or not len(band): # square images need it once
-            band = averages(w.shape[axis], widest, w.device).index_select(0, which).to(w.dtype)
-            band = band.view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])
+            n = w.shape[axis]
+            band = averages(n, widest, w.device).index_select(0, which) if widest else _filters(n, window / 2)
+            band = band.to(w.dtype).view(len(w), *[1] * (w.ndim - 3), *band.shape[1:])
         w = torch.matmul(band, w.movedim(axis, -2)).movedim(-2, axis)
     return w
 
